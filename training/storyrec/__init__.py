@@ -1,0 +1,1 @@
+"""storyrec: which story a user will click, from what they clicked among stories and products."""

@@ -1,0 +1,279 @@
+"""Every setting, in one frozen tree with a section per stage; TOML on disk.
+
+Defaults are the paper's values where the paper gives one; the comment beside a default says why
+where it is another. Library code takes numbers, never this object: the steps unpack it.
+"""
+
+import json
+import tomllib
+from datetime import date
+from pathlib import Path
+from typing import Literal
+
+import tomli_w
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from storyrec.errors import ConfigError
+
+Auto = Literal["auto"]
+
+
+class Section(BaseModel):
+    """Frozen, strict and closed: unknown keys are refused by name."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class Locations(Section):
+    """Where things are. `logs` and `registry` may be `s3://bucket/prefix`; the rest are folders."""
+
+    logs: str = "var/marketplace/logs"
+    truth: str = ""  # true click probabilities of a simulated marketplace; only the oracle line reads it
+    work: str = "var/marketplace/work"
+    registry: str = "var/marketplace/registry"
+    s3_endpoint: str = ""  # empty: the endpoint that boto3's own settings name
+
+
+class Simulate(Section):
+    """The synthetic marketplace."""
+
+    num_users: int = Field(5_000, ge=10)
+    num_days: int = Field(10, ge=3)
+    first_day: str = "2026-03-01"
+    seed: int = 7
+
+
+class Amazon(Section):
+    """The importer of Amazon's review files."""
+
+    negatives_per_click: int = Field(13, ge=1)  # HR@5 ranks one click against 13 non-clicks
+    seed: int = 7
+
+
+class Windows(Section):
+    """Which days serve what; "auto" is resolved from the logs when a day's dataset is built."""
+
+    history_days: int | Auto = "auto"  # a sequence sees clicks from this many days before the impression's day
+    training_days: int | Auto = "auto"  # days of impressions to learn from, validation included
+    validation_share: float = Field(0.1, gt=0, lt=0.5)  # the last share of the training impressions
+    holdout_days: int | Auto = "auto"  # days the models are judged on; the last one is the day of the run
+    block_hours: int | Auto = "auto"  # width of a time block
+
+
+class Rules(Section):
+    """Bands of the log rules that look at trailing days."""
+
+    trailing_days: int = Field(7, ge=1)
+    min_trailing_days: int = Field(3, ge=1)  # fewer known days: the bands are not judged
+    row_count_band: tuple[float, float] = (0.4, 2.5)  # of the trailing median
+    click_rate_band: tuple[float, float] = (0.5, 2.0)  # of the trailing median
+    max_quarantined_share: float = Field(0.05, ge=0, le=1)  # more bad rows than this stop the day
+
+
+class Features(Section):
+    """Titles and sequences."""
+
+    vocabulary_size: int = Field(21_128, ge=2)
+    min_word_count: int = Field(2, ge=1)
+    max_title_words: int = Field(32, ge=1)
+    sequence_length: int = Field(20, ge=1)
+
+
+class Model(Section):
+    """Shapes that DUAL and ADEN share. Paper: Sec. IV-B; paper notes, sections 1 and 3."""
+
+    width: int = Field(64, ge=1)
+    num_heads: int = Field(4, ge=1)
+    num_time_blocks: int = Field(168, ge=1)  # and two more: padding and older
+    head_widths: tuple[int, ...] = (256, 128)
+    dropout: float = Field(0.1, ge=0, lt=1)
+    word_positions: bool = True
+
+
+class Training(Section):
+    """What both training stages need."""
+
+    seed: int = 7
+    learning_rate: float = Field(1e-4, gt=0)
+    weight_decay: float = Field(0.01, ge=0)
+    clip_norm: float = Field(1.0, gt=0)
+    batch_size: int = Field(512, ge=2)
+    max_epochs: int = Field(10, ge=1)
+    patience: int = Field(2, ge=1)  # epochs without a better validation value before stopping
+
+
+class Dual(Training):
+    """The DUAL stage. Paper: Sec. III-B."""
+
+    # 1e-4 is the authors' value for a million pairs and 115,939 steps; a day's few thousand steps need more
+    learning_rate: float = Field(1e-3, gt=0)
+    max_epochs: int = Field(30, ge=1)
+    margin: float = Field(1.0, gt=0)
+    squared_distance: bool = False
+    warmup_share: float = Field(0.1, ge=0, lt=1)  # of all steps
+    validation_share: float = Field(0.1, gt=0, lt=0.5)
+
+
+class Aden(Training):
+    """The ADEN stage. Paper: Sec. III-C, IV-B."""
+
+    # batches grouped by user share most of their items, so they are large (paper: 128); the rate is scaled with them
+    batch_size: int = Field(1_024, ge=2)
+    learning_rate: float = Field(1e-3, gt=0)
+    max_epochs: int = Field(6, ge=1)
+
+
+class Evaluation(Section):
+    """Paper: Sec. IV-C; paper notes, section 4."""
+
+    top_k: int = Field(5, ge=1)
+    num_candidates: int = Field(13, ge=1)  # non-clicked stories that one clicked story is ranked against
+    match_gallery_top: int = Field(500, ge=1)
+    seed: int = 7
+
+
+class Gate(Section):
+    """What a challenger must reach."""
+
+    allow_first_model: bool = True
+    min_per_user_auc: float = Field(0.52, ge=0, le=1)
+    min_users: int = Field(200, ge=1)
+    margin: float = Field(0.005, ge=0)  # per-user AUC the challenger may lose against the champion
+    confidence: float = Field(0.95, gt=0.5, lt=1)
+    num_resamples: int = Field(2_000, ge=100)
+    max_onnx_difference: float = Field(1e-5, gt=0)
+    seed: int = 7
+
+
+class Match(Section):
+    """Stories for products."""
+
+    num_stories: int = Field(10, ge=1)
+
+
+class Serving(Section):
+    """The model server."""
+
+    host: str = "127.0.0.1"
+    port: int = Field(8080, ge=0, le=65_535)
+    poll_seconds: float = Field(5.0, gt=0)  # how often the champion pointer is looked at
+
+
+class Airflow(Section):
+    """The local Airflow."""
+
+    port: int = Field(8793, ge=1, le=65_535)
+
+
+class Toleration(Section):
+    """A Kubernetes toleration of the GPU nodes."""
+
+    key: str = "nvidia.com/gpu"
+    operator: str = "Exists"
+    value: str = ""
+    effect: str = "NoSchedule"
+
+
+class Kubeflow(Section):
+    """The Kubeflow Pipelines that runs `train_adapt` in the cluster profile."""
+
+    endpoint: str = ""
+    namespace: str = "kubeflow"
+    experiment: str = "storyrec"
+    image: str = "storyrec-training:latest"
+    poll_seconds: float = Field(15.0, gt=0)
+    timeout_hours: float = Field(12.0, gt=0)
+    gpu_node_selector: dict[str, str] = {"nvidia.com/gpu.present": "true"}
+    gpu_tolerations: tuple[Toleration, ...] = (Toleration(),)
+
+
+class Config(Section):
+    """All settings of a run."""
+
+    profile: Literal["local", "cluster"] = "local"
+    locations: Locations = Locations()
+    simulate: Simulate = Simulate()
+    amazon: Amazon = Amazon()
+    windows: Windows = Windows()
+    rules: Rules = Rules()
+    features: Features = Features()
+    model: Model = Model()
+    dual: Dual = Dual()
+    aden: Aden = Aden()
+    evaluation: Evaluation = Evaluation()
+    gate: Gate = Gate()
+    match: Match = Match()
+    serving: Serving = Serving()
+    airflow: Airflow = Airflow()
+    kubeflow: Kubeflow = Kubeflow()
+
+
+def load_config(path: Path | None) -> Config:
+    """Read a TOML file of settings; without a path, all defaults.
+
+    Raises:
+        ConfigError: the file is missing or not TOML, or a key is unknown or has a wrong value.
+    """
+    if path is None:
+        return Config()
+    try:
+        settings = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(
+            f"the settings file cannot be read ({error.strerror})",
+            where=str(path),
+            remedy="name an existing TOML file with --config",
+        ) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"the settings file is not TOML: {error}", where=str(path), remedy="mend the named line"
+        ) from error
+    # through JSON, so that TOML's arrays are accepted for tuples while types stay strict
+    return _validated(settings, where=str(path))
+
+
+def config_from_json(text: str) -> Config:
+    """The inverse of `Config.model_dump_json()`: how a pipeline hands its settings to a step."""
+
+    return _validated(json.loads(text), where="the resolved settings")
+
+
+def save_config(config: Config, path: Path) -> None:
+    """Write every setting, defaults included, as TOML."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(tomli_w.dumps(config.model_dump(mode="json")), encoding="utf-8")
+    temporary.replace(path)
+
+
+def parse_day(text: str) -> date:
+    """A partition key `YYYY-MM-DD` as a date.
+
+    Raises:
+        ConfigError: the text is no such day.
+    """
+    try:
+        return date.fromisoformat(text)
+    except ValueError as error:
+        raise ConfigError(
+            f"'{text}' is not a day", expected="YYYY-MM-DD", remedy="name a partition such as 2026-03-09"
+        ) from error
+
+
+def _validated(settings: dict[str, object], *, where: str) -> Config:
+
+    try:
+        return Config.model_validate_json(json.dumps(settings, default=str))
+    except ValidationError as error:
+        problems = []
+        for problem in error.errors():
+            name = ".".join(str(part) for part in problem["loc"])
+            if problem["type"] == "extra_forbidden":
+                problems.append(f"unknown key '{name}'")
+            else:
+                problems.append(f"'{name}' = {problem['input']!r}: {problem['msg']}")
+        raise ConfigError(
+            "; ".join(problems),
+            expected="the keys and types of docs/settings.md",
+            where=where,
+            remedy="remove or correct the named keys",
+        ) from error

@@ -1,0 +1,287 @@
+"""Folders and S3 prefixes behind one small interface.
+
+A write is whole or not there at all: files are written to a temporary sibling and renamed, S3
+objects are put in one request. A conditional write succeeds for one of two racing writers.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import shutil
+import tempfile
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from storyrec.errors import ConfigError, Conflict, StorageError
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+
+
+class Storage(ABC):
+    """Objects below one folder or prefix, named by keys with forward slashes."""
+
+    url: str
+
+    @abstractmethod
+    def list(self, prefix: str = "") -> list[str]:
+        """All keys that start with `prefix`, sorted; temporary files are no keys."""
+
+    @abstractmethod
+    def read(self, key: str) -> bytes:
+        """The bytes of an object; StorageError where there is none."""
+
+    @abstractmethod
+    def read_versioned(self, key: str) -> tuple[bytes, str] | None:
+        """An object's bytes and the version that `write_if` compares; None where there is none."""
+
+    @abstractmethod
+    def write(self, key: str, content: bytes) -> None:
+        """Put an object, replacing what was there."""
+
+    @abstractmethod
+    def write_if(self, key: str, content: bytes, *, version: str | None) -> None:
+        """Put an object only if its version is still `version` (None: only if there is none).
+
+        Raises:
+            Conflict: the object changed, appeared or went meanwhile; nothing was written.
+        """
+
+    @abstractmethod
+    def delete(self, key: str) -> None:
+        """Remove an object; no error where there is none."""
+
+    def exists(self, key: str) -> bool:
+        """Whether there is an object with this key."""
+        return self.read_versioned(key) is not None
+
+    def upload(self, folder: Path, prefix: str, *, last: str) -> None:
+        """Put every file of a folder below `prefix`; the file named `last` goes last."""
+        names = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+        for name in sorted(names, key=lambda name: (name == last, name)):
+            self.write(f"{prefix}/{name}", (folder / name).read_bytes())
+
+    def download(self, prefix: str, folder: Path) -> None:
+        """Write every object below `prefix` into a folder."""
+        for key in self.list(prefix + "/"):
+            target = folder / key[len(prefix) + 1 :]
+            target.parent.mkdir(parents=True, exist_ok=True)
+            write_file(target, self.read(key))
+
+
+class FolderStorage(Storage):
+    """A folder of the local file system."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.url = str(folder)
+
+    def list(self, prefix: str = "") -> list[str]:
+        base = self.folder / prefix.rpartition("/")[0]
+        if not base.is_dir():
+            return []
+        keys = (str(p.relative_to(self.folder)) for p in base.rglob("*") if p.is_file())
+        return sorted(k for k in keys if k.startswith(prefix) and not any(part.startswith(".") for part in Path(k).parts))
+
+    def read(self, key: str) -> bytes:
+        found = self.read_versioned(key)
+        if found is None:
+            raise StorageError(f"there is no '{key}'", where=self.url, remedy="check the location in the settings")
+        return found[0]
+
+    def read_versioned(self, key: str) -> tuple[bytes, str] | None:
+        try:
+            content = (self.folder / key).read_bytes()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except OSError as error:
+            raise _file_error("read", self.folder / key, error) from error
+        return content, hashlib.sha256(content).hexdigest()
+
+    def write(self, key: str, content: bytes) -> None:
+        write_file(self.folder / key, content)
+
+    def write_if(self, key: str, content: bytes, *, version: str | None) -> None:
+        with self._lock(key):
+            found = self.read_versioned(key)
+            if (found[1] if found else None) != version:
+                raise _conflict(key, self.url)
+            self.write(key, content)
+
+    def delete(self, key: str) -> None:
+        (self.folder / key).unlink(missing_ok=True)
+
+    @contextlib.contextmanager
+    def _lock(self, key: str) -> Iterator[None]:
+        path = self.folder / key
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            lock = open(path.with_name(f".{path.name}.lock"), "w")  # the kernel frees it if we are killed
+        except OSError as error:
+            raise _file_error("lock", path, error) from error
+        with lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
+
+class S3Storage(Storage):
+    """A prefix of an S3 bucket."""
+
+    def __init__(self, bucket: str, prefix: str, *, endpoint: str = "") -> None:
+        import boto3
+        from botocore.config import Config as BotoConfig
+
+        self.bucket, self.prefix = bucket, prefix.strip("/")
+        self.url = f"s3://{bucket}/{self.prefix}"
+        self.endpoint = endpoint
+        settings = BotoConfig(
+            connect_timeout=5, read_timeout=60, retries={"mode": "standard", "total_max_attempts": 4}
+        )
+        self._client: S3Client = boto3.client("s3", endpoint_url=endpoint or None, config=settings)
+
+    def list(self, prefix: str = "") -> list[str]:
+        with self._errors("list", prefix):
+            pages = self._client.get_paginator("list_objects_v2").paginate(
+                Bucket=self.bucket, Prefix=self._name(prefix)
+            )
+            names = [entry["Key"] for page in pages for entry in page.get("Contents", [])]
+        return sorted(name[len(self._name("")) :] for name in names)
+
+    def read(self, key: str) -> bytes:
+        found = self.read_versioned(key)
+        if found is None:
+            raise StorageError(f"there is no '{key}'", where=self.url, remedy="check the location in the settings")
+        return found[0]
+
+    def read_versioned(self, key: str) -> tuple[bytes, str] | None:
+        with self._errors("read", key):
+            try:
+                answer = self._client.get_object(Bucket=self.bucket, Key=self._name(key))
+            except self._client.exceptions.NoSuchKey:
+                return None
+            return answer["Body"].read(), answer["ETag"]
+
+    def write(self, key: str, content: bytes) -> None:
+        with self._errors("write", key):
+            self._client.put_object(Bucket=self.bucket, Key=self._name(key), Body=content)
+
+    def write_if(self, key: str, content: bytes, *, version: str | None) -> None:
+        from botocore.exceptions import ClientError
+
+        # some gateways only compare the unquoted tag
+        condition = {"IfNoneMatch": "*"} if version is None else {"IfMatch": version.strip('"')}
+        with self._errors("write", key):
+            try:
+                self._client.put_object(Bucket=self.bucket, Key=self._name(key), Body=content, **condition)  # type: ignore[arg-type]
+            except ClientError as error:
+                if error.response["ResponseMetadata"]["HTTPStatusCode"] in (404, 409, 412):
+                    raise _conflict(key, self.url) from error
+                raise
+
+    def delete(self, key: str) -> None:
+        with self._errors("delete", key):
+            self._client.delete_object(Bucket=self.bucket, Key=self._name(key))
+
+    def _name(self, key: str) -> str:
+        return f"{self.prefix}/{key}" if self.prefix else key
+
+    @contextlib.contextmanager
+    def _errors(self, verb: str, key: str) -> Iterator[None]:
+        from botocore.exceptions import BotoCoreError, ClientError
+
+        try:
+            yield
+        except (BotoCoreError, ClientError) as error:
+            raise StorageError(
+                f"S3 did not {verb} '{key}': {error}",
+                expected="an S3 endpoint that answers, with this bucket and these credentials",
+                where=f"{self.url} at {self.endpoint or 'the default endpoint'}",
+                remedy="check locations.s3_endpoint, the bucket and the AWS credentials",
+            ) from error
+
+
+def open_storage(url: str, *, s3_endpoint: str = "") -> Storage:
+    """The storage that a location names: `s3://bucket/prefix`, `file:///folder` or a plain folder."""
+    if url.startswith("s3://"):
+        bucket, _, prefix = url.removeprefix("s3://").partition("/")
+        return S3Storage(bucket, prefix, endpoint=s3_endpoint)
+    if "://" in url and not url.startswith("file://"):
+        raise ConfigError(
+            f"'{url}' is no location", expected="a folder, file:///folder or s3://bucket/prefix",
+            where="locations of the settings", remedy="name one of these",
+        )
+    return FolderStorage(Path(url.removeprefix("file://")))
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all.
+
+    Raises:
+        StorageError: the disk is full or the folder refuses; what was there before stays.
+    """
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except OSError as error:
+        if temporary is not None:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+        raise _file_error("write", path, error) from error
+
+
+@contextlib.contextmanager
+def write_folder(target: Path) -> Iterator[Path]:
+    """Fill a folder that appears under its name only when the block ends without an error.
+
+    Yields a temporary sibling; on success it replaces `target` whole, on failure it is removed.
+
+    Raises:
+        StorageError: the disk is full or the folder refuses.
+    """
+
+
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        for leftover in target.parent.glob(f".{target.name}.*"):
+            shutil.rmtree(leftover, ignore_errors=True)
+        temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
+    except OSError as error:
+        raise _file_error("write", target, error) from error
+    try:
+        os.chmod(temporary, 0o755)
+        yield temporary
+        if target.exists():
+            replaced = target.with_name(f".{target.name}.replaced")
+            target.rename(replaced)
+            temporary.rename(target)
+            shutil.rmtree(replaced)
+        else:
+            temporary.rename(target)
+    except OSError as error:
+        raise _file_error("write", target, error) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _file_error(verb: str, path: Path, error: OSError) -> StorageError:
+    return StorageError(
+        f"cannot {verb} this path: {error.strerror or error}",
+        where=str(path),
+        remedy="free space on the disk or correct the folder's permissions, then run the same command again",
+    )
+
+
+def _conflict(key: str, url: str) -> Conflict:
+    return Conflict(
+        f"'{key}' was changed by somebody else meanwhile", where=url, remedy="look at what is deployed now, then try again"
+    )
