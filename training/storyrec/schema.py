@@ -31,9 +31,7 @@ IMPRESSIONS = pa.schema(
         ("request_id", pa.string()),
     ]
 )
-PRODUCT_CLICKS = pa.schema(
-    [("user_id", pa.int64()), ("product_id", pa.int64()), ("clicked_at", TIMESTAMP)]
-)
+PRODUCT_CLICKS = pa.schema([("user_id", pa.int64()), ("product_id", pa.int64()), ("clicked_at", TIMESTAMP)])
 STORIES = pa.schema(
     [
         ("story_id", pa.int64()),

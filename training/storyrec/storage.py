@@ -84,7 +84,9 @@ class FolderStorage(Storage):
         if not base.is_dir():
             return []
         keys = (str(p.relative_to(self.folder)) for p in base.rglob("*") if p.is_file())
-        return sorted(k for k in keys if k.startswith(prefix) and not any(part.startswith(".") for part in Path(k).parts))
+        return sorted(
+            k for k in keys if k.startswith(prefix) and not any(part.startswith(".") for part in Path(k).parts)
+        )
 
     def read(self, key: str) -> bytes:
         found = self.read_versioned(key)
@@ -137,9 +139,7 @@ class S3Storage(Storage):
         self.bucket, self.prefix = bucket, prefix.strip("/")
         self.url = f"s3://{bucket}/{self.prefix}"
         self.endpoint = endpoint
-        settings = BotoConfig(
-            connect_timeout=5, read_timeout=60, retries={"mode": "standard", "total_max_attempts": 4}
-        )
+        settings = BotoConfig(connect_timeout=5, read_timeout=60, retries={"mode": "standard", "total_max_attempts": 4})
         self._client: S3Client = boto3.client("s3", endpoint_url=endpoint or None, config=settings)
 
     def list(self, prefix: str = "") -> list[str]:
@@ -210,8 +210,10 @@ def open_storage(url: str, *, s3_endpoint: str = "") -> Storage:
         return S3Storage(bucket, prefix, endpoint=s3_endpoint)
     if "://" in url and not url.startswith("file://"):
         raise ConfigError(
-            f"'{url}' is no location", expected="a folder, file:///folder or s3://bucket/prefix",
-            where="locations of the settings", remedy="name one of these",
+            f"'{url}' is no location",
+            expected="a folder, file:///folder or s3://bucket/prefix",
+            where="locations of the settings",
+            remedy="name one of these",
         )
     return FolderStorage(Path(url.removeprefix("file://")))
 
@@ -249,7 +251,6 @@ def write_folder(target: Path) -> Iterator[Path]:
         StorageError: the disk is full or the folder refuses.
     """
 
-
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         for leftover in target.parent.glob(f".{target.name}.*"):
@@ -283,5 +284,7 @@ def _file_error(verb: str, path: Path, error: OSError) -> StorageError:
 
 def _conflict(key: str, url: str) -> Conflict:
     return Conflict(
-        f"'{key}' was changed by somebody else meanwhile", where=url, remedy="look at what is deployed now, then try again"
+        f"'{key}' was changed by somebody else meanwhile",
+        where=url,
+        remedy="look at what is deployed now, then try again",
     )
