@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
 
+LOST_CONDITION = ("PreconditionFailed", "ConditionalRequestConflict", "NoSuchKey", "412", "409")
+"""How S3 says that a conditional write lost; a missing bucket is none of these."""
+
+
 class Storage(ABC):
     """Objects below one folder or prefix, named by keys with forward slashes."""
 
@@ -54,22 +58,25 @@ class Storage(ABC):
     def delete(self, key: str) -> None:
         """Remove an object; no error where there is none."""
 
+    @abstractmethod
     def exists(self, key: str) -> bool:
         """Whether there is an object with this key."""
-        return self.read_versioned(key) is not None
 
     def upload(self, folder: Path, prefix: str, *, last: str) -> None:
         """Put every file of a folder below `prefix`; the file named `last` goes last."""
-        names = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
-        for name in sorted(names, key=lambda name: (name == last, name)):
-            self.write(f"{prefix}/{name}", (folder / name).read_bytes())
+        names = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+        kept = [name.as_posix() for name in names if not _is_hidden(name)]
+        for name in sorted(kept, key=lambda name: (name == last, name)):
+            try:
+                content = (folder / name).read_bytes()
+            except OSError as error:
+                raise _file_error("read", folder / name, error) from error
+            self.write(f"{prefix}/{name}", content)
 
     def download(self, prefix: str, folder: Path) -> None:
         """Write every object below `prefix` into a folder."""
         for key in self.list(prefix + "/"):
-            target = folder / key[len(prefix) + 1 :]
-            target.parent.mkdir(parents=True, exist_ok=True)
-            write_file(target, self.read(key))
+            write_file(folder / key[len(prefix) + 1 :], self.read(key))
 
 
 class FolderStorage(Storage):
@@ -83,10 +90,8 @@ class FolderStorage(Storage):
         base = self.folder / prefix.rpartition("/")[0]
         if not base.is_dir():
             return []
-        keys = (str(p.relative_to(self.folder)) for p in base.rglob("*") if p.is_file())
-        return sorted(
-            k for k in keys if k.startswith(prefix) and not any(part.startswith(".") for part in Path(k).parts)
-        )
+        paths = (path.relative_to(self.folder) for path in base.rglob("*") if path.is_file())
+        return sorted(path.as_posix() for path in paths if path.as_posix().startswith(prefix) and not _is_hidden(path))
 
     def read(self, key: str) -> bytes:
         found = self.read_versioned(key)
@@ -97,7 +102,7 @@ class FolderStorage(Storage):
     def read_versioned(self, key: str) -> tuple[bytes, str] | None:
         try:
             content = (self.folder / key).read_bytes()
-        except (FileNotFoundError, NotADirectoryError):
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
             return None
         except OSError as error:
             raise _file_error("read", self.folder / key, error) from error
@@ -114,14 +119,20 @@ class FolderStorage(Storage):
             self.write(key, content)
 
     def delete(self, key: str) -> None:
-        (self.folder / key).unlink(missing_ok=True)
+        try:
+            (self.folder / key).unlink(missing_ok=True)
+        except OSError as error:
+            raise _file_error("delete", self.folder / key, error) from error
+
+    def exists(self, key: str) -> bool:
+        return (self.folder / key).is_file()
 
     @contextlib.contextmanager
     def _lock(self, key: str) -> Iterator[None]:
         path = self.folder / key
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            lock = open(path.with_name(f".{path.name}.lock"), "w")  # the kernel frees it if we are killed
+            lock = path.with_name(f".{path.name}.lock").open("w")  # the kernel frees it if we are killed
         except OSError as error:
             raise _file_error("lock", path, error) from error
         with lock:
@@ -133,14 +144,22 @@ class S3Storage(Storage):
     """A prefix of an S3 bucket."""
 
     def __init__(self, bucket: str, prefix: str, *, endpoint: str = "") -> None:
-        import boto3
+        from boto3.session import Session
         from botocore.config import Config as BotoConfig
 
         self.bucket, self.prefix = bucket, prefix.strip("/")
         self.url = f"s3://{bucket}/{self.prefix}"
         self.endpoint = endpoint
-        settings = BotoConfig(connect_timeout=5, read_timeout=60, retries={"mode": "standard", "total_max_attempts": 4})
-        self._client: S3Client = boto3.client("s3", endpoint_url=endpoint or None, config=settings)
+        settings = BotoConfig(
+            connect_timeout=5,
+            read_timeout=60,
+            retries={"mode": "standard", "total_max_attempts": 4},
+            request_checksum_calculation="when_required",  # gateways other than AWS refuse the newer trailers
+            response_checksum_validation="when_required",
+        )
+        with self._errors("open", self.prefix):
+            # a session of its own: the shared default one is not safe to open clients from several threads
+            self._client: S3Client = Session().client("s3", endpoint_url=endpoint or None, config=settings)
 
     def list(self, prefix: str = "") -> list[str]:
         with self._errors("list", prefix):
@@ -177,13 +196,28 @@ class S3Storage(Storage):
             try:
                 self._client.put_object(Bucket=self.bucket, Key=self._name(key), Body=content, **condition)  # type: ignore[arg-type]
             except ClientError as error:
-                if error.response["ResponseMetadata"]["HTTPStatusCode"] in (404, 409, 412):
-                    raise _conflict(key, self.url) from error
-                raise
+                if error.response["Error"]["Code"] not in LOST_CONDITION:
+                    raise
+                retried = error.response["ResponseMetadata"].get("RetryAttempts", 0) > 0
+                if retried and self.read(key) == content:
+                    return  # the first attempt was written and only its answer got lost
+                raise _conflict(key, self.url) from error
 
     def delete(self, key: str) -> None:
         with self._errors("delete", key):
             self._client.delete_object(Bucket=self.bucket, Key=self._name(key))
+
+    def exists(self, key: str) -> bool:
+        from botocore.exceptions import ClientError
+
+        with self._errors("look up", key):
+            try:
+                self._client.head_object(Bucket=self.bucket, Key=self._name(key))
+            except ClientError as error:
+                if error.response["ResponseMetadata"]["HTTPStatusCode"] == 404:
+                    return False
+                raise
+            return True
 
     def _name(self, key: str) -> str:
         return f"{self.prefix}/{key}" if self.prefix else key
@@ -194,7 +228,7 @@ class S3Storage(Storage):
 
         try:
             yield
-        except (BotoCoreError, ClientError) as error:
+        except (BotoCoreError, ClientError, ValueError) as error:  # ValueError: an endpoint that is no address
             raise StorageError(
                 f"S3 did not {verb} '{key}': {error}",
                 expected="an S3 endpoint that answers, with this bucket and these credentials",
@@ -207,6 +241,10 @@ def open_storage(url: str, *, s3_endpoint: str = "") -> Storage:
     """The storage that a location names: `s3://bucket/prefix`, `file:///folder` or a plain folder."""
     if url.startswith("s3://"):
         bucket, _, prefix = url.removeprefix("s3://").partition("/")
+        if not bucket:
+            raise ConfigError(
+                f"'{url}' names no bucket", expected="s3://bucket/prefix", where="locations of the settings"
+            )
         return S3Storage(bucket, prefix, endpoint=s3_endpoint)
     if "://" in url and not url.startswith("file://"):
         raise ConfigError(
@@ -250,10 +288,9 @@ def write_folder(target: Path) -> Iterator[Path]:
     Raises:
         StorageError: the disk is full or the folder refuses.
     """
-
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        for leftover in target.parent.glob(f".{target.name}.*"):
+        for leftover in target.parent.glob(f".{target.name}.*"):  # of a killed run: a step has one writer
             shutil.rmtree(leftover, ignore_errors=True)
         temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
     except OSError as error:
@@ -272,6 +309,10 @@ def write_folder(target: Path) -> Iterator[Path]:
         raise _file_error("write", target, error) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _is_hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
 
 
 def _file_error(verb: str, path: Path, error: OSError) -> StorageError:

@@ -1,0 +1,438 @@
+"""The command line: every step of the pipeline, alone, on the locations of the settings.
+
+A user's mistake ends in one message and exit code 2; nothing here knows more than names.
+"""
+
+import json
+import logging
+import sys
+from collections.abc import Callable
+from datetime import date
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from storyrec.config import Config, load_config, parse_day
+from storyrec.errors import EXIT_CODE, ConfigError, StoryrecError
+
+app = typer.Typer(
+    name="storyrec",
+    help="Predict which story a user will click, from what they clicked among stories and products.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+import_app = typer.Typer(help="Turn other formats into the log contract.", no_args_is_help=True)
+quarantine_app = typer.Typer(help="Look at rejected rows and put corrected ones back.", no_args_is_help=True)
+registry_app = typer.Typer(help="Look at what is deployed; go back to the model before.", no_args_is_help=True)
+features_app = typer.Typer(help="Look into the feature store.", no_args_is_help=True)
+app.add_typer(import_app, name="import")
+app.add_typer(quarantine_app, name="quarantine")
+app.add_typer(registry_app, name="registry")
+app.add_typer(features_app, name="features")
+
+ConfigOption = Annotated[
+    Path | None, typer.Option("--config", help="TOML file of settings.", envvar="STORYREC_CONFIG", show_default=False)
+]
+DayOption = Annotated[str, typer.Option("--day", help="Partition key, YYYY-MM-DD.")]
+OutOption = Annotated[Path, typer.Option("--out", help="Folder to write; replaced whole.")]
+DatasetOption = Annotated[Path, typer.Option("--dataset", help="Folder that build-dataset wrote.")]
+ChampionOption = Annotated[
+    Path | None, typer.Option("--champion", help="Bundle folder of the champion.", show_default=False)
+]
+
+
+def main() -> None:
+    """Run the command line; a StoryrecError becomes its message and exit code 2."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    try:
+        app()
+    except StoryrecError as error:
+        Console(stderr=True, highlight=False, markup=False, soft_wrap=True).print(f"storyrec: {error}")
+        sys.exit(EXIT_CODE)
+    except OSError as error:
+        if error.errno is None:
+            raise
+        place = f"\n  where: {error.filename}" if error.filename else ""
+        message = f"storyrec: {error.strerror}{place}\n  what to do: mend this, then run the same command again"
+        Console(stderr=True, highlight=False, markup=False, soft_wrap=True).print(message)
+        sys.exit(EXIT_CODE)
+
+
+# --- logs -------------------------------------------------------------------------------------
+
+
+@app.command()
+def simulate(config: ConfigOption = None) -> None:
+    """Write a synthetic marketplace's logs, and the truth about its clicks beside them."""
+    from storyrec.logs.simulate import simulate
+
+    settings = load_config(config)
+    if not settings.locations.truth:
+        raise ConfigError(
+            "there is no place for the true click probabilities",
+            expected="a folder apart from the logs",
+            where="locations.truth",
+            remedy="set it in the settings",
+        )
+    simulate(
+        out_logs=Path(settings.locations.logs),
+        out_truth=Path(settings.locations.truth),
+        num_users=settings.simulate.num_users,
+        num_days=settings.simulate.num_days,
+        first_day=parse_day(settings.simulate.first_day),
+        seed=settings.simulate.seed,
+    )
+
+
+@import_app.command()
+def amazon(
+    source_folder: Annotated[
+        Path, typer.Argument(metavar="SRC", help="Folder of reviews_*.json.gz and meta_*.json.gz.")
+    ],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Data root to write.")],
+    target: Annotated[str, typer.Option(help="Category whose items become stories.")],
+    source: Annotated[str, typer.Option(help="Category whose items become products.")],
+    config: ConfigOption = None,
+) -> None:
+    """Turn two categories of Amazon reviews into the log contract."""
+    from storyrec.logs.amazon import import_amazon
+
+    settings = load_config(config).amazon
+    _print_json(
+        import_amazon(
+            source=source_folder,
+            out=out,
+            target=target,
+            source_category=source,
+            negatives_per_click=settings.negatives_per_click,
+            seed=settings.seed,
+        )
+    )
+
+
+@app.command()
+def catch_up(day: DayOption, config: ConfigOption = None) -> None:
+    """Validate the days before DAY that have not been validated yet."""
+    from storyrec.logs.validate import catch_up
+
+    _print_json(catch_up(load_config(config), day=parse_day(day)))
+
+
+@app.command()
+def validate_logs(day: DayOption, config: ConfigOption = None) -> None:
+    """Judge a day's logs: good rows go on, bad rows to quarantine, a bad day stops."""
+    from storyrec.logs.validate import validate_logs
+
+    _print_json(validate_logs(load_config(config), day=parse_day(day)))
+
+
+@quarantine_app.command("list")
+def quarantine_list(
+    day: Annotated[str | None, typer.Option("--day", help="Only this day.", show_default=False)] = None,
+    config: ConfigOption = None,
+) -> None:
+    """Show how many rows each rule rejected, with examples."""
+    from storyrec.logs.quarantine import print_quarantine
+
+    print_quarantine(load_config(config), day=parse_day(day) if day else None)
+
+
+@quarantine_app.command("replay")
+def quarantine_replay(
+    day: DayOption,
+    table: Annotated[str, typer.Option(help="Table of the log contract.")],
+    corrected: Annotated[
+        Path | None,
+        typer.Option(
+            help="Parquet file of corrected rows; without it the rejected rows are judged again.", show_default=False
+        ),
+    ] = None,
+    config: ConfigOption = None,
+) -> None:
+    """Judge corrected rows by the same rules and put the good ones back into their day."""
+    from storyrec.logs.quarantine import replay
+
+    _print_json(replay(load_config(config), day=parse_day(day), table=table, corrected=corrected))
+
+
+# --- features ---------------------------------------------------------------------------------
+
+
+@app.command()
+def build_features(day: DayOption, config: ConfigOption = None) -> None:
+    """Write a day's click sequences as the feature store's offline source."""
+    from storyrec.features.build import build_features
+
+    _print_json(build_features(load_config(config), day=parse_day(day)))
+
+
+@app.command()
+def materialize_features(day: DayOption, config: ConfigOption = None) -> None:
+    """Put the sequences as they stand at the end of a day into the online store."""
+    from storyrec.features.build import materialize_features
+
+    _print_json(materialize_features(load_config(config), day=parse_day(day)))
+
+
+@app.command()
+def publish_features(day: DayOption, config: ConfigOption = None) -> None:
+    """Publish the champion's item embeddings and the stories for products."""
+    from storyrec.features.publish import publish_features
+
+    _print_json(publish_features(load_config(config), day=parse_day(day)))
+
+
+@features_app.command("compare")
+def features_compare(
+    day: DayOption,
+    rows: Annotated[int, typer.Option(help="How many impressions to compare.")] = 5_000,
+    config: ConfigOption = None,
+) -> None:
+    """Compare the training sequences with the store's historical retrieval, row by row."""
+    from storyrec.features.build import compare_sequences
+
+    _print_json(compare_sequences(load_config(config), day=parse_day(day), num_rows=rows))
+
+
+# --- one training run -------------------------------------------------------------------------
+
+
+@app.command()
+def build_dataset(day: DayOption, out: OutOption, config: ConfigOption = None) -> None:
+    """Turn validated logs into the arrays that training and evaluation read."""
+    from storyrec.data.dataset import build_dataset
+
+    build_dataset(load_config(config), day=parse_day(day), out=out)
+
+
+@app.command()
+def pretrain_dual(
+    dataset: DatasetOption, out: OutOption, champion: ChampionOption = None, config: ConfigOption = None
+) -> None:
+    """Pre-train the extractors of both domains on (story, mounted product) pairs."""
+    from storyrec.pretrain import pretrain_dual
+
+    settings = load_config(config)
+    pretrain_dual(settings, dataset=dataset, champion=champion, checkpoints=_checkpoints(settings), out=out)
+
+
+@app.command()
+def finetune_aden(
+    dataset: DatasetOption,
+    dual: Annotated[Path, typer.Option(help="Folder that pretrain-dual wrote.")],
+    out: OutOption,
+    champion: ChampionOption = None,
+    config: ConfigOption = None,
+) -> None:
+    """Fine-tune the click-through network from the pre-trained extractors."""
+    from storyrec.finetune import finetune_aden
+
+    settings = load_config(config)
+    finetune_aden(settings, dataset=dataset, dual=dual, champion=champion, checkpoints=_checkpoints(settings), out=out)
+
+
+@app.command()
+def pack_bundle(
+    dataset: DatasetOption,
+    dual: Annotated[Path, typer.Option(help="Folder that pretrain-dual wrote.")],
+    aden: Annotated[Path, typer.Option(help="Folder that finetune-aden wrote.")],
+    out: OutOption,
+    config: ConfigOption = None,
+) -> None:
+    """Pack the trained model into a bundle: ONNX ranker, weights, item table, sums."""
+    from storyrec.bundle import pack_bundle
+
+    pack_bundle(load_config(config), dataset=dataset, dual=dual, aden=aden, out=out)
+
+
+@app.command()
+def fetch_champion(day: DayOption, out: OutOption, config: ConfigOption = None) -> None:
+    """Fetch the bundle that a day's challenger starts from and is judged against."""
+    from storyrec.registry import fetch_champion
+
+    found = fetch_champion(load_config(config), day=parse_day(day), out=out)
+    typer.echo(found if found else "there is no champion before this day")
+
+
+@app.command()
+def evaluate_model(
+    dataset: DatasetOption,
+    bundle: Annotated[Path, typer.Option(help="Bundle folder of the challenger.")],
+    out: OutOption,
+    champion: ChampionOption = None,
+    config: ConfigOption = None,
+) -> None:
+    """Judge challenger and champion on the same held-out impressions."""
+    from storyrec.evaluate import evaluate_model
+
+    evaluate_model(load_config(config), dataset=dataset, bundle=bundle, champion=champion, out=out)
+
+
+@app.command()
+def bless_model(
+    evaluation: Annotated[Path, typer.Option(help="Folder that evaluate-model wrote.")],
+    out: OutOption,
+    config: ConfigOption = None,
+) -> None:
+    """Give the gate's verdict, with its reasons."""
+    from storyrec.gate import bless_model
+
+    typer.echo("blessed" if bless_model(load_config(config), evaluation=evaluation, out=out) else "not blessed")
+
+
+@app.command()
+def deploy_model(
+    bundle: Annotated[Path, typer.Option(help="Bundle folder of the challenger.")],
+    evaluation: Annotated[Path, typer.Option(help="Folder that evaluate-model wrote.")],
+    verdict: Annotated[Path, typer.Option(help="Folder that bless-model wrote.")],
+    config: ConfigOption = None,
+) -> None:
+    """Make a blessed bundle the champion by switching the pointer."""
+    from storyrec.deploy import deploy_model
+
+    _print_json(deploy_model(load_config(config), bundle=bundle, evaluation=evaluation, verdict=verdict))
+
+
+@app.command()
+def train_adapt(day: DayOption, config: ConfigOption = None) -> None:
+    """Run a day's whole training pipeline under the local Kubeflow runner."""
+    _components().run_local(load_config(config), parse_day(day))
+
+
+@app.command()
+def pipeline(
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="YAML file to write.")], config: ConfigOption = None
+) -> None:
+    """Compile the training pipeline for a Kubeflow cluster."""
+    _components().compile_pipeline(load_config(config), out)
+    typer.echo(str(out))
+
+
+# --- what is deployed -------------------------------------------------------------------------
+
+
+@registry_app.command("show")
+def registry_show(config: ConfigOption = None) -> None:
+    """Show the champion and those before it."""
+    from storyrec.registry import read_champion
+    from storyrec.storage import open_storage
+
+    locations = load_config(config).locations
+    _print_json(read_champion(open_storage(locations.registry, s3_endpoint=locations.s3_endpoint)))
+
+
+@registry_app.command("rollback")
+def registry_rollback(config: ConfigOption = None) -> None:
+    """Make the champion before this one the champion again."""
+    from storyrec.registry import rollback
+    from storyrec.storage import open_storage
+
+    locations = load_config(config).locations
+    _print_json(rollback(open_storage(locations.registry, s3_endpoint=locations.s3_endpoint)))
+
+
+@app.command()
+def rank(
+    user: Annotated[int, typer.Option(help="User id.")],
+    top: Annotated[int, typer.Option(help="How many stories to show.")] = 10,
+    config: ConfigOption = None,
+) -> None:
+    """Rank the newest stories for a user with the deployed model."""
+    from storyrec.examples import print_ranking, rank_for_user
+
+    print_ranking(rank_for_user(load_config(config), user_id=user, top=top))
+
+
+@app.command()
+def match(
+    product: Annotated[int, typer.Option(help="Product id.")],
+    top: Annotated[int, typer.Option(help="How many stories to show.")] = 5,
+    config: ConfigOption = None,
+) -> None:
+    """Show the stories that match a product best, by the deployed model."""
+    from storyrec.examples import match_product, print_matches
+
+    print_matches(match_product(load_config(config), product_id=product, top=top))
+
+
+@app.command()
+def serve(config: ConfigOption = None) -> None:
+    """Serve the champion over HTTP; a new champion is picked up without a restart."""
+    from storyrec.serving import serve
+
+    serve(load_config(config))
+
+
+# --- the whole thing on one machine -----------------------------------------------------------
+
+
+@app.command()
+def run(
+    data: Annotated[
+        Path | None,
+        typer.Option("--data", help="Data root of the log contract; none: simulate one.", show_default=False),
+    ] = None,
+    days: Annotated[
+        str, typer.Option("--days", help="Two partitions, comma-separated; empty: the last two that make sense.")
+    ] = "",
+    config: ConfigOption = None,
+) -> None:
+    """Run two days through the DAGs of a local Airflow and sum up what came of it."""
+    from storyrec.run import run
+
+    chosen = tuple(parse_day(day.strip()) for day in days.split(",")) if days else None
+    run(load_config(config), data=data, days=chosen)
+
+
+@app.command()
+def up(config: ConfigOption = None) -> None:
+    """Start the local Airflow and leave it running."""
+    from storyrec.run import up
+
+    up(load_config(config))
+
+
+@app.command()
+def down(config: ConfigOption = None) -> None:
+    """Stop the local Airflow with all its processes."""
+    from storyrec.run import down
+
+    down(load_config(config))
+
+
+def _components():  # type: ignore[no-untyped-def]
+    """The pipeline of the source checkout: the wheel holds `storyrec` alone."""
+    import importlib
+
+    home = Path(__file__).parents[2]
+    if not (home / "components" / "pipeline.py").is_file():
+        raise ConfigError(
+            "the Kubeflow components are not beside the package",
+            expected="a source checkout",
+            where=str(home),
+            remedy="run this command from an editable installation of the checkout",
+        )
+    sys.path.insert(0, str(home))
+    return importlib.import_module("components.pipeline")
+
+
+def _checkpoints(config: Config):  # type: ignore[no-untyped-def]
+    from storyrec.storage import open_storage
+
+    return open_storage(f"{config.locations.work}/checkpoints", s3_endpoint=config.locations.s3_endpoint)
+
+
+def _print_json(result: object) -> None:
+    import dataclasses
+
+    if dataclasses.is_dataclass(result) and not isinstance(result, type):
+        result = dataclasses.asdict(result)
+    convert: Callable[[object], str] = lambda value: value.isoformat() if isinstance(value, date) else str(value)  # noqa: E731
+    typer.echo(json.dumps(result, indent=2, default=convert, ensure_ascii=False))
+
+
+if __name__ == "__main__":
+    main()
