@@ -61,6 +61,14 @@ def main() -> None:
         sys.exit(EXIT_CODE)
 
 
+@app.command()
+def settings(config: ConfigOption = None) -> None:
+    """Print every setting with its value, as the TOML that --config takes."""
+    import tomli_w
+
+    typer.echo(tomli_w.dumps(load_config(config).model_dump(mode="json")))
+
+
 # --- logs -------------------------------------------------------------------------------------
 
 

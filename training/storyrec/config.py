@@ -273,7 +273,7 @@ def _validated(settings: dict[str, object], *, where: str) -> Config:
                 problems.append(f"'{name}' = {problem['input']!r}: {problem['msg']}")
         raise ConfigError(
             "; ".join(problems),
-            expected="the keys and types of docs/settings.md",
+            expected="the keys and types that `storyrec settings` prints",
             where=where,
             remedy="remove or correct the named keys",
         ) from error

@@ -1,0 +1,258 @@
+"""Judge challenger and champion on the same held-out impressions.
+
+Both are scored as they would be served: item vectors from the bundle's own table, new items
+embedded by the bundle's own extractors, the ONNX ranker on top. Paper: Sec. IV-C.
+"""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from storyrec.bundle import Bundle
+from storyrec.config import Config
+from storyrec.data.batches import make_batch
+from storyrec.data.catalog import Catalog
+from storyrec.data.dataset import Dataset, Instances
+from storyrec.logs.partitions import read_columns
+from storyrec.metrics import Booleans, Floats, per_user_auc, summarize
+from storyrec.progress import Tracker, track
+from storyrec.report import render_report
+from storyrec.schema import SOURCES, Domain
+from storyrec.storage import open_storage, write_file, write_folder
+
+SCORING_BATCH = 4_096
+NUM_CALIBRATION_BINS = 10
+NUM_EXAMPLES = 3
+
+
+def evaluate_model(config: Config, *, dataset: Path, bundle: Path, champion: Path | None, out: Path) -> None:
+    """Write evaluation.json, per_user.npz and report.html for a challenger.
+
+    Args:
+        config: settings; evaluation, locations.truth.
+        dataset: folder that `build_dataset` wrote.
+        bundle: the challenger's bundle folder.
+        champion: the champion's bundle folder; None before there is one.
+        out: folder to write, replaced whole.
+
+    Raises:
+        ModelError: a bundle is incomplete or its sums do not match.
+    """
+    data = Dataset.load(dataset)
+    challenger = Bundle.load(bundle)
+    incumbent = Bundle.load(champion) if champion else None
+    holdout = data.holdout
+    figures = _figures(config, holdout)
+
+    with track("evaluate_model", total=len(holdout.clicked_B) * (2 if incumbent else 1)) as progress:
+        challenger_B = score_instances(challenger, data, holdout, progress=progress)
+        champion_B = score_instances(incumbent, data, holdout, progress=progress) if incumbent else None
+
+    popularity_B = _popularity(data)
+    truth_B = _truth(config, data)
+    evaluation = {
+        "day": data.day.isoformat(),
+        "windows": dataclasses.asdict(data.windows),
+        "num_candidates": config.evaluation.num_candidates,
+        "challenger": {
+            "version": challenger.version,
+            "metrics": figures(challenger_B),
+            "onnx_difference": challenger.onnx_difference,
+            "calibration": _calibration(holdout.clicked_B, challenger_B),
+            "training": challenger.training,
+        },
+        "champion": {"version": incumbent.version, "day": incumbent.day.isoformat(), "metrics": figures(champion_B)}
+        if incumbent and champion_B is not None
+        else None,
+        "oracle": {"metrics": _on_known(config, holdout, truth_B)} if truth_B is not None else None,
+        "popularity": {"metrics": figures(popularity_B)},
+        "slices": _slices(data, challenger_B, champion_B),
+        "examples": _examples(data, challenger_B),
+    }
+    by_user = per_user_auc(holdout.user_ids_B, holdout.clicked_B, challenger_B)
+    champion_auc = (
+        per_user_auc(holdout.user_ids_B, holdout.clicked_B, champion_B).values_U
+        if champion_B is not None
+        else np.full_like(by_user.values_U, np.nan)
+    )
+    with write_folder(out) as folder:
+        write_file(folder / "evaluation.json", json.dumps(evaluation, indent=2, ensure_ascii=False).encode())
+        np.savez(
+            folder / "per_user.npz",
+            user_ids=by_user.users_U,
+            challenger_auc=by_user.values_U,
+            champion_auc=champion_auc,
+        )
+        write_file(folder / "report.html", render_report(folder).encode())
+
+
+def score_instances(bundle: Bundle, data: Dataset, instances: Instances, *, progress: Tracker | None = None) -> Floats:
+    """The click probability a bundle gives to each impression, under the bundle's own windows, [B]."""
+    windows = bundle.config.windows
+    pointed = data.instances_for(instances, history_days=int(windows.history_days))
+    story_vectors = bundle.vectors(data.stories, domain=Domain.STORY)
+    product_vectors = bundle.vectors(data.products, domain=Domain.PRODUCT)
+    scores_B = np.empty(len(instances.clicked_B), np.float64)
+    for start in range(0, len(scores_B), SCORING_BATCH):
+        index_B = np.arange(start, min(start + SCORING_BATCH, len(scores_B)))
+        batch = make_batch(
+            data,
+            pointed,
+            index_B,
+            sequence_length=bundle.config.features.sequence_length,
+            block_hours=int(windows.block_hours),
+            num_time_blocks=bundle.config.model.num_time_blocks,
+        )
+        scores_B[index_B] = bundle.score(batch, story_vectors=story_vectors, product_vectors=product_vectors)
+        if progress is not None:
+            progress.advance(len(index_B))
+    return scores_B
+
+
+def _figures(config: Config, instances: Instances) -> Callable[[Floats], dict[str, float]]:
+    settings = config.evaluation
+    return lambda scores_B: summarize(
+        instances.user_ids_B,
+        instances.clicked_B,
+        scores_B,
+        num_candidates=settings.num_candidates,
+        top_k=settings.top_k,
+        seed=settings.seed,
+    )
+
+
+def _popularity(data: Dataset) -> Floats:
+    """How often each target was clicked in the training impressions: what a model must beat, [B]."""
+    clicks = data.train.story_rows_B[data.train.clicked_B]
+    return np.bincount(clicks, minlength=len(data.stories.item_ids_N))[data.holdout.story_rows_B].astype(np.float64)
+
+
+def _truth(config: Config, data: Dataset) -> Floats | None:
+    """The true click probability of each held-out impression, NaN where unknown; None without a truth."""
+    if not config.locations.truth:
+        return None
+    storage = open_storage(config.locations.truth, s3_endpoint=config.locations.s3_endpoint)
+    first = data.day - timedelta(days=data.windows.holdout_days - 1)
+    columns = ["user_id", "story_id", "shown_at", "probability"]
+    truth = read_columns(storage, "impressions", columns, first=first, last=data.day)
+    if truth.num_rows == 0:
+        return None
+    truth = truth.set_column(2, "shown_us", pc.cast(truth["shown_at"], pa.int64()))
+    truth = truth.group_by(["user_id", "story_id", "shown_us"]).aggregate([("probability", "mean")])
+    holdout = data.holdout
+    rows = pa.table(
+        {
+            "row": np.arange(len(holdout.clicked_B)),
+            "user_id": holdout.user_ids_B,
+            "story_id": data.stories.item_ids_N[holdout.story_rows_B],
+            "shown_us": holdout.shown_us_B,
+        }
+    )
+    joined = rows.join(truth, keys=["user_id", "story_id", "shown_us"], join_type="left outer").sort_by("row")
+    return joined["probability_mean"].to_numpy(zero_copy_only=False).astype(np.float64)
+
+
+def _on_known(config: Config, holdout: Instances, truth_B: Floats) -> dict[str, float]:
+    """The oracle's figures on the impressions whose true probability is known."""
+    known = np.isfinite(truth_B)
+    settings = config.evaluation
+    figures = summarize(
+        holdout.user_ids_B[known],
+        holdout.clicked_B[known],
+        truth_B[known],
+        num_candidates=settings.num_candidates,
+        top_k=settings.top_k,
+        seed=settings.seed,
+    )
+    return figures | {"num_unknown": int((~known).sum())}
+
+
+def _calibration(clicked_B: Booleans, scores_B: Floats) -> list[dict[str, float]]:
+    """Mean score against click rate in bins of equal size."""
+    order = np.argsort(scores_B, kind="stable")
+    return [
+        {
+            "mean_score": float(scores_B[rows].mean()),
+            "click_rate": float(clicked_B[rows].mean()),
+            "num_impressions": len(rows),
+        }
+        for rows in np.array_split(order, NUM_CALIBRATION_BINS)
+        if len(rows)
+    ]
+
+
+def _slices(data: Dataset, challenger_B: Floats, champion_B: Floats | None) -> list[dict[str, object]]:
+    """Per-user AUC on parts of the held-out impressions, for people to read."""
+    holdout, stories = data.holdout, data.stories
+    first_us = int(holdout.shown_us_B.min()) if len(holdout.shown_us_B) else 0
+    num_story_clicks_B = holdout.story_stop_B - holdout.story_start_B
+    sources_B = stories.sources_N[holdout.story_rows_B]
+    parts: dict[str, Booleans] = {
+        "stories published in the held-out days": stories.published_us_N[holdout.story_rows_B]
+        >= first_us - first_us % 86_400_000_000,
+        "users without story clicks": num_story_clicks_B == 0,
+        "users with a full story sequence": num_story_clicks_B == num_story_clicks_B.max(initial=0),
+    }
+    parts |= {f"source {name}": sources_B == number for number, name in enumerate(SOURCES)}
+    rows: list[dict[str, object]] = []
+    for name, part_B in parts.items():
+        if not part_B.any():
+            continue
+        users_B, clicked_B = holdout.user_ids_B[part_B], holdout.clicked_B[part_B]
+        challenger = per_user_auc(users_B, clicked_B, challenger_B[part_B])
+        champion = per_user_auc(users_B, clicked_B, champion_B[part_B]) if champion_B is not None else None
+        rows.append(
+            {
+                "name": name,
+                "num_impressions": int(part_B.sum()),
+                "num_users": len(challenger.users_U),
+                "challenger": challenger.mean,
+                "champion": champion.mean if champion else None,
+            }
+        )
+    return rows
+
+
+def _examples(data: Dataset, scores_B: Floats) -> list[dict[str, object]]:
+    """For a few users with long sequences: what they clicked and how their impressions were ranked."""
+    holdout = data.holdout
+    length_B = (holdout.story_stop_B - holdout.story_start_B) + (holdout.product_stop_B - holdout.product_start_B)
+    examples: list[dict[str, object]] = []
+    seen: set[int] = set()
+    for row in np.argsort(-length_B, kind="stable"):
+        user = int(holdout.user_ids_B[row])
+        rows = np.flatnonzero(holdout.user_ids_B == user)
+        if user in seen or not holdout.clicked_B[rows].any():
+            continue
+        seen.add(user)
+        best = rows[np.argsort(-scores_B[rows], kind="stable")][:5]
+        examples.append(
+            {
+                "user_id": user,
+                "story_clicks": _titles(data.stories, data.story_click_rows_C, holdout, row, "story"),
+                "product_clicks": _titles(data.products, data.product_click_rows_C, holdout, row, "product"),
+                "ranking": [
+                    {
+                        "story_id": int(data.stories.item_ids_N[holdout.story_rows_B[r]]),
+                        "title": str(data.stories.titles[holdout.story_rows_B[r]]),
+                        "score": float(scores_B[r]),
+                        "clicked": bool(holdout.clicked_B[r]),
+                    }
+                    for r in best
+                ],
+            }
+        )
+        if len(examples) == NUM_EXAMPLES:
+            break
+    return examples
+
+
+def _titles(catalog: Catalog, rows_C: np.ndarray, holdout: Instances, row: int, domain: str) -> list[str]:
+    start, stop = getattr(holdout, f"{domain}_start_B")[row], getattr(holdout, f"{domain}_stop_B")[row]
+    return [str(catalog.titles[r]) for r in rows_C[max(start, stop - 5) : stop][::-1]]

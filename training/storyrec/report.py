@@ -1,0 +1,145 @@
+"""The HTML report of a run: one self-contained page that a product manager understands."""
+
+import io
+import json
+import math
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import markupsafe
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+
+matplotlib.rcParams["svg.hashsalt"] = "storyrec"
+
+Document = dict[str, Any]
+"""A parsed JSON object."""
+
+FIGURES = (
+    ("per_user_auc", "per-user AUC"),
+    ("impression_weighted_auc", "impression-weighted AUC"),
+    ("global_auc", "global AUC"),
+    ("hr_at_", "HR@"),
+    ("ndcg_at_", "NDCG@"),
+    ("log_loss", "log loss"),
+    ("click_rate", "click rate"),
+    ("mean_score", "mean score"),
+)
+
+
+def render_report(
+    folder: Path,
+    *,
+    verdict: Document | None = None,
+    outcome: Document | None = None,
+    validation: Document | None = None,
+) -> str:
+    """The page for one day's evaluation.
+
+    Args:
+        folder: holds evaluation.json and per_user.npz.
+        verdict: the gate's verdict; None before it is given.
+        outcome: what was deployed; None before it is known.
+        validation: the day's validation report; None where it is not at hand.
+    """
+    evaluation = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
+    per_user = np.load(folder / "per_user.npz")
+    columns = [
+        {"name": name, "metrics": evaluation[name]["metrics"]}
+        for name in ("challenger", "champion", "popularity", "oracle")
+        if evaluation.get(name)
+    ]
+    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    template = environment.from_string((files("storyrec") / "templates" / "report.html.j2").read_text("utf-8"))
+    training = evaluation["challenger"]["training"]
+    return template.render(
+        evaluation=evaluation,
+        verdict=verdict,
+        outcome=outcome,
+        validation=validation,
+        columns=columns,
+        figures=_named_figures(evaluation["challenger"]["metrics"]),
+        num_candidates=evaluation["num_candidates"],
+        number=_number,
+        plots={
+            "difference": _plot_difference(per_user["challenger_auc"], per_user["champion_auc"]),
+            "calibration": _plot_calibration(evaluation["challenger"]["calibration"]),
+            "dual": _plot_dual(training.get("dual", {}).get("curves", [])),
+            "aden": _plot_aden(training.get("aden", {}).get("curves", [])),
+        },
+    )
+
+
+def _named_figures(metrics: Document) -> list[tuple[str, str]]:
+    """The figures in reading order, with the K of HR@K and NDCG@K filled in."""
+    named = []
+    for prefix, label in FIGURES:
+        for name in metrics:
+            if name == prefix or (prefix.endswith("_at_") and name.startswith(prefix)):
+                named.append((name, label + name.removeprefix(prefix) if prefix.endswith("_at_") else label))
+    return named
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None or not math.isfinite(value) else f"{value:.4f}"
+
+
+def _plot_difference(challenger_U: np.ndarray, champion_U: np.ndarray) -> markupsafe.Markup:
+    figure = Figure(figsize=(4.6, 3.0), layout="constrained")
+    axes = figure.subplots()
+    if np.isfinite(champion_U).any():
+        difference_U = challenger_U - champion_U
+        axes.hist(difference_U, bins=41, range=(-1, 1), color="#4878a8")
+        axes.axvline(difference_U.mean(), color="#b3362b", label=f"mean {difference_U.mean():+.4f}")
+        axes.set_xlabel("challenger − champion, per-user AUC")
+        axes.legend(frameon=False)
+    else:
+        axes.hist(challenger_U, bins=40, range=(0, 1), color="#4878a8")
+        axes.axvline(challenger_U.mean() if challenger_U.size else 0.5, color="#b3362b", label="mean")
+        axes.set_xlabel("per-user AUC")
+        axes.legend(frameon=False)
+    axes.set_ylabel("users")
+    return _svg(figure)
+
+
+def _plot_calibration(bins: list[Document]) -> markupsafe.Markup:
+    figure = Figure(figsize=(4.6, 3.0), layout="constrained")
+    axes = figure.subplots()
+    scores, rates = [b["mean_score"] for b in bins], [b["click_rate"] for b in bins]
+    limit = max([*scores, *rates, 0.05]) * 1.05
+    axes.plot([0, limit], [0, limit], color="#bbc4cf", linewidth=1)
+    axes.plot(scores, rates, marker="o", color="#4878a8")
+    axes.set_xlabel("predicted click probability")
+    axes.set_ylabel("click rate")
+    return _svg(figure)
+
+
+def _plot_dual(curves: list[Document]) -> markupsafe.Markup:
+    figure = Figure(figsize=(4.6, 3.0), layout="constrained")
+    axes = figure.subplots()
+    epochs = [point["epoch"] for point in curves]
+    for name, label, color in (("title_loss", "title loss", "#4878a8"), ("cover_loss", "cover loss", "#d08a2e")):
+        axes.plot(epochs, [point.get(name, np.nan) for point in curves], label=label, color=color)
+    axes.set_xlabel("DUAL epoch")
+    axes.set_ylabel("validation loss")
+    axes.legend(frameon=False)
+    return _svg(figure)
+
+
+def _plot_aden(curves: list[Document]) -> markupsafe.Markup:
+    figure = Figure(figsize=(4.6, 3.0), layout="constrained")
+    axes = figure.subplots()
+    epochs = [point["epoch"] for point in curves]
+    axes.plot(epochs, [point.get("per_user_auc", np.nan) for point in curves], marker="o", color="#4878a8")
+    axes.set_xlabel("ADEN epoch")
+    axes.set_ylabel("validation per-user AUC")
+    return _svg(figure)
+
+
+def _svg(figure: Figure) -> markupsafe.Markup:
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None})
+    return markupsafe.Markup(buffer.getvalue()[buffer.getvalue().index("<svg") :])
