@@ -28,7 +28,7 @@ class Locations(Section):
     """Where things are. `logs` and `registry` may be `s3://bucket/prefix`; the rest are folders."""
 
     logs: str = "var/marketplace/logs"
-    truth: str = ""  # true click probabilities of a simulated marketplace; only the oracle line reads it
+    truth: str = "var/marketplace/truth"  # of a simulated marketplace; only evaluation's oracle line reads it
     work: str = "var/marketplace/work"
     registry: str = "var/marketplace/registry"
     s3_endpoint: str = ""  # empty: the endpoint that boto3's own settings name

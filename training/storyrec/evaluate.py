@@ -155,7 +155,8 @@ def _truth(config: Config, data: Dataset) -> Floats | None:
         }
     )
     joined = rows.join(truth, keys=["user_id", "story_id", "shown_us"], join_type="left outer").sort_by("row")
-    return joined["probability_mean"].to_numpy(zero_copy_only=False).astype(np.float64)
+    truth_B: Floats = joined["probability_mean"].to_numpy(zero_copy_only=False).astype(np.float64)
+    return truth_B if np.isfinite(truth_B).any() else None
 
 
 def _on_known(config: Config, holdout: Instances, truth_B: Floats) -> dict[str, float]:
