@@ -8,7 +8,7 @@ import json
 import tomllib
 from datetime import date
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from storyrec.errors import ConfigError
 
 Auto = Literal["auto"]
+Positive = Annotated[int, Field(ge=1)]
 
 
 class Section(BaseModel):
@@ -53,11 +54,11 @@ class Amazon(Section):
 class Windows(Section):
     """Which days serve what; "auto" is resolved from the logs when a day's dataset is built."""
 
-    history_days: int | Auto = "auto"  # a sequence sees clicks from this many days before the impression's day
-    training_days: int | Auto = "auto"  # days of impressions to learn from, validation included
+    history_days: Positive | Auto = "auto"  # a sequence sees clicks from this many days before the impression's day
+    training_days: Positive | Auto = "auto"  # days of impressions to learn from, validation included
     validation_share: float = Field(0.1, gt=0, lt=0.5)  # the last share of the training impressions
-    holdout_days: int | Auto = "auto"  # days the models are judged on; the last one is the day of the run
-    block_hours: int | Auto = "auto"  # width of a time block
+    holdout_days: Positive | Auto = "auto"  # days the models are judged on; the last one is the day of the run
+    block_hours: Positive | Auto = "auto"  # width of a time block
 
 
 class Rules(Section):
@@ -65,6 +66,7 @@ class Rules(Section):
 
     trailing_days: int = Field(7, ge=1)
     min_trailing_days: int = Field(3, ge=1)  # fewer known days: the bands are not judged
+    min_trailing_rows: int = Field(200, ge=0)  # a smaller trailing median swings by chance: the bands are not judged
     row_count_band: tuple[float, float] = (0.4, 2.5)  # of the trailing median
     click_rate_band: tuple[float, float] = (0.5, 2.0)  # of the trailing median
     max_quarantined_share: float = Field(0.05, ge=0, le=1)  # more bad rows than this stop the day
@@ -99,6 +101,8 @@ class Training(Section):
     clip_norm: float = Field(1.0, gt=0)
     batch_size: int = Field(512, ge=2)
     max_epochs: int = Field(10, ge=1)
+    max_steps: int = Field(1_000_000, ge=1)  # rounded down to whole epochs, but one at least
+    warmup_share: float = Field(0.1, ge=0, lt=1)  # of the planned steps; then the rate falls linearly to 0
     patience: int = Field(2, ge=1)  # epochs without a better validation value before stopping
 
 
@@ -110,7 +114,6 @@ class Dual(Training):
     max_epochs: int = Field(30, ge=1)
     margin: float = Field(1.0, gt=0)
     squared_distance: bool = False
-    warmup_share: float = Field(0.1, ge=0, lt=1)  # of all steps
     validation_share: float = Field(0.1, gt=0, lt=0.5)
 
 
@@ -181,6 +184,7 @@ class Kubeflow(Section):
     namespace: str = "kubeflow"
     experiment: str = "storyrec"
     image: str = "storyrec-training:latest"
+    package: str = "build/pipeline.yaml"  # the compiled pipeline that Airflow submits
     poll_seconds: float = Field(15.0, gt=0)
     timeout_hours: float = Field(12.0, gt=0)
     gpu_node_selector: dict[str, str] = {"nvidia.com/gpu.present": "true"}

@@ -1,13 +1,23 @@
 """The items of one domain as parallel arrays; row 0 is padding.
 
-Suffixes: N = items with the padding row, V = raw cover, 512.
+Suffixes: N = items with the padding row, R = rows of the catalog's partitions, V = raw cover, 512,
+M = pairs.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import date, timedelta
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from storyrec.data.validated import ValidatedLogs
+from storyrec.errors import DataError
+from storyrec.features.sequences import midnight_us, to_int64
+from storyrec.logs.partitions import day_number
+from storyrec.schema import COVER_WIDTH, SOURCES
 
 Int64s = npt.NDArray[np.int64]
 
@@ -38,3 +48,117 @@ class Catalog:
         ids = np.asarray(item_ids, np.int64)
         rows = np.minimum(np.searchsorted(self.item_ids_N, ids), len(self.item_ids_N) - 1)
         return np.where(self.item_ids_N[rows] == ids, rows, 0)
+
+    @classmethod
+    def from_table(cls, table: pa.Table, *, newest_N: Int64s) -> "Catalog":
+        """A catalog out of its log table.
+
+        Args:
+            table: `stories` or `products` of the log contract.
+            newest_N: which rows of it, from `newest_rows`; the padding row is put before them.
+        """
+        small = table.drop_columns(["cover"]).take(pa.array(newest_N))
+        rows_R = np.zeros(len(table), np.int64)
+        rows_R[newest_N] = np.arange(1, len(newest_N) + 1)
+        sources = np.full(len(newest_N), -1, np.int8)
+        if "source" in small.column_names:
+            places = pc.index_in(small["source"], value_set=pa.array(SOURCES))
+            sources = np.asarray(pc.fill_null(places, -1).to_numpy(), np.int8)
+        return cls(
+            item_ids_N=np.concatenate([[0], to_int64(small[id_column(small)])]),
+            titles=["", *pc.fill_null(small["title"], "").to_pylist()],
+            visual_raw_NV=_covers(table["cover"], rows_R=rows_R, num_rows=len(newest_N) + 1),
+            published_us_N=np.concatenate([[0], to_int64(small["published_at"])]),
+            sources_N=np.concatenate([np.array([-1], np.int8), sources]),
+        )
+
+
+def read_catalog(logs: ValidatedLogs, name: str, *, holdout_start: date) -> tuple[Catalog, pa.Table]:
+    """A catalog at the end of the run's day, and its log rows as they were before the held-out days.
+
+    Args:
+        logs: the validated days.
+        name: "stories" or "products".
+        holdout_start: the first held-out day.
+
+    Returns:
+        The catalog, and each item once as the days before `holdout_start` knew it, covers left out.
+
+    Raises:
+        DataError: there is no item, or no title.
+    """
+    rows = logs.read(name)
+    newest_N = newest_rows(rows.table, before_us=midnight_us(logs.day + timedelta(days=1)))
+    catalog = Catalog.from_table(rows.table, newest_N=newest_N)
+    if not any(catalog.titles):
+        raise DataError(
+            f"the catalog of {name} has {len(newest_N)} items and no title",
+            expected="at least one item with a title, published up to the run's day",
+            where=f"validated/{name}",
+            remedy=f"look into quarantine/{name} and the validation reports",
+        )
+    earlier = rows.table.drop_columns(["cover"]).slice(0, int(np.searchsorted(rows.day_B, day_number(holdout_start))))
+    return catalog, earlier.take(pa.array(newest_rows(earlier, before_us=midnight_us(holdout_start))))
+
+
+def newest_rows(table: pa.Table, *, before_us: int) -> Int64s:
+    """The newest row of each item, among the items published before a time.
+
+    Args:
+        table: rows of a catalog's partitions, oldest partition first.
+        before_us: epoch microseconds UTC.
+
+    Returns:
+        Row numbers of `table`, in the order of the item ids.
+    """
+    (rows,) = np.nonzero(to_int64(table["published_at"]) < before_us)
+    # the first of equals, seen from the end, is the newest
+    rows = rows[::-1]
+    _, place_N = np.unique(to_int64(table[id_column(table)])[rows], return_index=True)
+    return rows[place_N]
+
+
+def mounted_pairs(
+    stories: pa.Table, *, story_catalog: Catalog, product_catalog: Catalog, products_before_us: int
+) -> Int64s:
+    """Each story with each product it mounts, as catalog rows; items of no catalog are left out.
+
+    Args:
+        stories: log rows, each story once.
+        story_catalog, product_catalog: whose rows are meant.
+        products_before_us: products published at or after this time are left out, epoch microseconds UTC.
+
+    Returns:
+        pairs_M2: distinct (story row, product row), sorted, [M, 2] int64.
+    """
+    mounted = stories["mounted_product_ids"].combine_chunks()
+    story_rows_M = story_catalog.rows(to_int64(stories["story_id"]))[to_int64(pc.list_parent_indices(mounted))]
+    product_rows_M = product_catalog.rows(to_int64(pc.list_flatten(mounted)))
+    known_M = (story_rows_M > 0) & (product_rows_M > 0)
+    known_M &= product_catalog.published_us_N[product_rows_M] < products_before_us
+    return np.unique(np.stack([story_rows_M[known_M], product_rows_M[known_M]], axis=1), axis=0)
+
+
+def id_column(table: pa.Table) -> str:
+    """The name of a catalog table's id column."""
+    return "story_id" if "story_id" in table.column_names else "product_id"
+
+
+def _covers(covers: pa.ChunkedArray, *, rows_R: Int64s, num_rows: int) -> npt.NDArray[np.float16]:
+    """Each cover in its row; row 0 takes none. One chunk at a time: 32-bit covers take twice the room."""
+    visual_raw_NV = np.zeros((num_rows, COVER_WIDTH), np.float16)
+    start = 0
+    for chunk in covers.chunks:
+        mask = np.asarray(chunk.is_valid().to_numpy(zero_copy_only=False), bool)
+        values = np.asarray(chunk.flatten().to_numpy(zero_copy_only=False))
+        if len(values) != mask.sum() * COVER_WIDTH:
+            raise DataError(
+                "a cover has another width",
+                expected=f"{COVER_WIDTH} values or null",
+                where="the validated catalog",
+                remedy="validate the catalog's days again",
+            )
+        rows = rows_R[start : start + len(chunk)][mask]
+        visual_raw_NV[rows[rows > 0]] = values.reshape(-1, COVER_WIDTH)[rows > 0]
+        start += len(chunk)
+    return visual_raw_NV

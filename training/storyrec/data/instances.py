@@ -1,19 +1,25 @@
 """Instances: impressions with pointers to the clicks before them.
 
-Suffix: B = instances.
+Suffix: B = impressions or instances.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
+
+from storyrec.data.catalog import Catalog
+from storyrec.errors import DataError
+from storyrec.features.sequences import DAY_US, ClickLog, history_start_us, to_int64
 
 Int64s = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
 class Instances:
-    """Impressions of catalog stories, sorted by (user, time, story).
+    """Impressions of catalog stories, sorted by (user, time, story, clicked).
 
     Attributes:
         user_ids_B: [B] int64.
@@ -27,11 +33,123 @@ class Instances:
     user_ids_B: Int64s
     story_rows_B: Int64s
     shown_us_B: Int64s
-    clicked_B: npt.NDArray[np.bool_]
+    clicked_B: Bools
     story_start_B: Int64s
     story_stop_B: Int64s
     product_start_B: Int64s
     product_stop_B: Int64s
 
+    @classmethod
+    def from_table(cls, impressions: pa.Table, *, stories: Catalog) -> "Instances":
+        """All impressions of stories that the catalog knows; their sequences are still empty."""
+        story_rows_B = stories.rows(to_int64(impressions["story_id"]))
+        user_ids_B, shown_us_B = to_int64(impressions["user_id"]), to_int64(impressions["shown_at"])
+        clicked_B = np.asarray(impressions["clicked"].to_numpy(), bool)
+        # an order that does not depend on the files'; draws among the rows then never do
+        order_B = np.lexsort((clicked_B, story_rows_B, shown_us_B, user_ids_B))
+        order_B = order_B[story_rows_B[order_B] > 0]
+        zeros_B = np.zeros(len(order_B), np.int64)
+        parts = (user_ids_B[order_B], story_rows_B[order_B], shown_us_B[order_B], clicked_B[order_B])
+        return cls(*parts, zeros_B, zeros_B, zeros_B, zeros_B)
+
     def __len__(self) -> int:
         return len(self.user_ids_B)
+
+    def take(self, index: Int64s | Bools) -> "Instances":
+        """Some of them, by number or mask."""
+        return Instances(**{field.name: getattr(self, field.name)[index] for field in fields(self)})
+
+    def with_sequences(
+        self, *, story_clicks: ClickLog, product_clicks: ClickLog, history_days: int, length: int
+    ) -> "Instances":
+        """The same impressions, pointing to the clicks before them.
+
+        Args:
+            story_clicks, product_clicks: what the pointers point into.
+            history_days: sequences begin at midnight this many days before the impression's day.
+            length: the most clicks of a sequence.
+        """
+        bounds = {
+            "before_us_B": self.shown_us_B,
+            "since_us_B": history_start_us(self.shown_us_B, history_days=history_days),
+        }
+        story_start_B, story_stop_B = story_clicks.window(self.user_ids_B, length=length, **bounds)
+        product_start_B, product_stop_B = product_clicks.window(self.user_ids_B, length=length, **bounds)
+        return replace(
+            self,
+            story_start_B=story_start_B,
+            story_stop_B=story_stop_B,
+            product_start_B=product_start_B,
+            product_stop_B=product_stop_B,
+        )
+
+
+def split_impressions(
+    impressions: Instances, *, holdout_us: int, validation_share: float, seed: int
+) -> tuple[Instances, Instances, Instances]:
+    """Training (balanced), validation and held-out impressions (both at their natural click rate).
+
+    Args:
+        impressions: of the training and the held-out days.
+        holdout_us: where the held-out days begin, epoch microseconds UTC.
+        validation_share: about how much of the training days validates: their last impressions.
+        seed: of the draw of training's non-clicked impressions.
+
+    Raises:
+        DataError: training would hold one class only, or nothing.
+    """
+    is_holdout_B = impressions.shown_us_B >= holdout_us
+    training, validation = split_by_time(impressions.take(~is_holdout_B), last_share=validation_share)
+    training = balance(training, seed=seed)
+    num_clicked = int(training.clicked_B.sum())
+    if num_clicked in (0, len(training)):
+        raise DataError(
+            f"the {len(training)} training instances hold {num_clicked} clicks",
+            expected="clicked and non-clicked impressions in the training days",
+            where="validated/impressions",
+            remedy="set a larger windows.training_days, or run a later day",
+        )
+    return training, validation, impressions.take(is_holdout_B)
+
+
+def split_by_time(instances: Instances, *, last_share: float) -> tuple[Instances, Instances]:
+    """Cut impressions in two at a time, so that everything in the second part is later.
+
+    Args:
+        instances: in any order.
+        last_share: about how many go to the second part; impressions of one time stay together.
+
+    Raises:
+        DataError: all impressions have one time.
+    """
+    times, counts = np.unique(instances.shown_us_B, return_counts=True)
+    if len(times) < 2:
+        raise DataError(
+            f"the {len(instances)} impressions of the training days carry {len(times)} distinct time(s)",
+            expected="at least two, so that the last ones can validate",
+            remedy="set a larger windows.training_days, or run a later day",
+        )
+    earlier = np.cumsum(counts)[:-1]
+    cut_us = times[1:][np.argmin(np.abs(earlier - (1 - last_share) * len(instances)))]
+    return instances.take(instances.shown_us_B < cut_us), instances.take(instances.shown_us_B >= cut_us)
+
+
+def balance(instances: Instances, *, seed: int) -> Instances:
+    """Every clicked impression and as many of the same day's non-clicked ones, drawn at random.
+
+    Paper: Sec. IV-A. A day with fewer non-clicks than clicks keeps all it has.
+
+    Args:
+        instances: at their natural click rate.
+        seed: decides, with the day, which non-clicked ones stay.
+    """
+    days_B = instances.shown_us_B // DAY_US
+    keep_B = instances.clicked_B.copy()
+    by_day = np.argsort(days_B, kind="stable")
+    days, starts = np.unique(days_B[by_day], return_index=True)
+    for day, members in zip(days.tolist(), np.split(by_day, starts[1:]), strict=True):
+        passed = members[~instances.clicked_B[members]]
+        num_drawn = min(len(passed), len(members) - len(passed))
+        generator = np.random.default_rng([seed, day])
+        keep_B[generator.choice(passed, num_drawn, replace=False, shuffle=False)] = True
+    return instances.take(keep_B)

@@ -7,6 +7,7 @@ Suffixes: B = queries, C = clicks, U = distinct users.
 """
 
 from dataclasses import dataclass
+from datetime import date
 from functools import cached_property
 
 import numpy as np
@@ -109,6 +110,11 @@ class ClickLog:
 def history_start_us(shown_us_B: Int64s, *, history_days: int) -> Int64s:
     """Midnight UTC of (day of the impression - history_days): where its sequences may begin."""
     return (shown_us_B // DAY_US - history_days) * DAY_US
+
+
+def midnight_us(day: date) -> int:
+    """Where a day begins, epoch microseconds UTC."""
+    return (day - date(1970, 1, 1)).days * DAY_US
 
 
 def to_int64(column: pa.ChunkedArray) -> Int64s:

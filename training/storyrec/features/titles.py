@@ -1,31 +1,32 @@
-"""Titles as word numbers: NFKC, lower case, every CJK character a word, words by their count.
+"""Titles as word numbers: NFKC, lower case, every Chinese character and sign a word.
 
 Paper: Sec. III-A takes the word pieces of a Chinese BERT; here the vocabulary is learned from the
-titles themselves, so any language works (paper notes, section 1).
+titles themselves, so any language works (paper notes, section 1). Words are split as BERT's
+pre-tokenizer does, but a whole column at a time.
 
 Suffixes: N = titles, W = words.
 """
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.normalizers import NFKC, BertNormalizer
-from tokenizers.normalizers import Sequence as Normalizers
-from tokenizers.pre_tokenizers import BertPreTokenizer
-from tokenizers.trainers import WordLevelTrainer
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from storyrec.errors import ModelError
 from storyrec.storage import write_file
 
 PADDING, UNKNOWN = 0, 1
-# capitals and brackets never survive normalisation, so no title can spell these
-_RESERVED = ("[PAD]", "[UNK]")
+_RESERVED = ("[PAD]", "[UNK]")  # brackets are words of their own, so no title can spell these
+NUM_RESERVED = len(_RESERVED)
+
+_SPACES = r"[\t\n\v\f\r]"
+_INVISIBLE = r"[\p{Cc}\p{Cf}]"
+_WORDS_OF_THEIR_OWN = r"([\p{Han}\p{P}\p{S}])"
 
 
 @dataclass(frozen=True)
@@ -53,13 +54,14 @@ class Vocabulary:
         Returns:
             tokens_NW: [N, max_words] int32, padded with 0 on the right; 1 = unknown.
         """
-        if not len(titles):
-            return np.zeros((0, max_words), np.int32)
-        tokenizer = _tokenizer(self.words)
-        tokenizer.enable_truncation(max_words)
-        tokenizer.enable_padding(length=max_words, pad_id=PADDING, pad_token=_RESERVED[PADDING])
-        encodings = tokenizer.encode_batch_fast(list(titles), add_special_tokens=False)
-        return np.array([encoding.ids for encoding in encodings], np.int32)
+        words, starts = _split(titles)
+        numbers = pc.index_in(words, value_set=pa.array(self.words, pa.string()))
+        numbers = np.asarray(pc.fill_null(numbers, UNKNOWN).to_numpy(zero_copy_only=False), np.int32)
+        positions_NW = starts[:-1, None] + np.arange(max_words)
+        mask_NW = positions_NW < starts[1:, None]
+        tokens_NW = np.full(mask_NW.shape, PADDING, np.int32)
+        tokens_NW[mask_NW] = numbers[positions_NW[mask_NW]]
+        return tokens_NW
 
     def save(self, path: Path) -> None:
         """Write vocabulary.json."""
@@ -73,8 +75,8 @@ class Vocabulary:
             ModelError: the file is missing or is no vocabulary.
         """
         try:
-            words = json.loads(path.read_bytes())["words"]
-            if tuple(words[:2]) != _RESERVED or len(set(words)) != len(words):
+            words = tuple(json.loads(path.read_bytes())["words"])
+            if words[:NUM_RESERVED] != _RESERVED or len(set(words)) != len(words):
                 raise ValueError("the words are not distinct or do not start with padding and unknown")
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ModelError(
@@ -83,29 +85,30 @@ class Vocabulary:
                 where=str(path),
                 remedy="build the dataset or the bundle again",
             ) from error
-        return cls(tuple(words))
+        return cls(words)
 
 
-def train_vocabulary(titles: Iterable[str], *, size: int, min_count: int) -> Vocabulary:
-    """The most frequent words of titles; equal counts in the order of the words, so always the same.
+def train_vocabulary(titles: Sequence[str], *, size: int, min_count: int) -> Vocabulary:
+    """The most frequent words of titles, equal counts in alphabetical order: always the same.
 
     Args:
         titles: raw titles.
         size: the most numbers, padding and unknown included, >= 2.
         min_count: words seen less often are left out, >= 1.
     """
-    tokenizer = _tokenizer(_RESERVED)
-    trainer = WordLevelTrainer(
-        vocab_size=size, min_frequency=min_count, special_tokens=list(_RESERVED), show_progress=False
-    )
-    tokenizer.train_from_iterator(titles, trainer=trainer)
-    numbers = tokenizer.get_vocab()
-    return Vocabulary(tuple(sorted(numbers, key=numbers.__getitem__)))
+    counted = pc.value_counts(_split(titles)[0])
+    counts, words = counted.field("counts").to_numpy(), counted.field("values").to_pylist()
+    ranked = sorted((-count, word) for count, word in zip(counts.tolist(), words, strict=True) if count >= min_count)
+    return Vocabulary((*_RESERVED, *(word for _, word in ranked[: size - NUM_RESERVED])))
 
 
-def _tokenizer(words: Sequence[str]) -> Tokenizer:
-    numbers = {word: number for number, word in enumerate(words)}
-    tokenizer = Tokenizer(WordLevel(numbers, unk_token=_RESERVED[UNKNOWN]))
-    tokenizer.normalizer = Normalizers([NFKC(), BertNormalizer(strip_accents=False, lowercase=True)])
-    tokenizer.pre_tokenizer = BertPreTokenizer()
-    return tokenizer
+def _split(titles: Sequence[str]) -> tuple[pa.StringArray, npt.NDArray[np.int64]]:
+    """All words in one array, and where each title's words start in it, with the end as last entry."""
+    texts = pc.utf8_lower(pc.utf8_normalize(pa.array(titles, pa.string()), "NFKC"))
+    texts = pc.replace_substring_regex(texts, _SPACES, " ")
+    texts = pc.replace_substring_regex(texts, _INVISIBLE, "")
+    texts = pc.utf8_trim_whitespace(pc.replace_substring_regex(texts, _WORDS_OF_THEIR_OWN, r" \1 "))
+    # splitting nothing would give one empty word
+    lists = pc.if_else(pc.equal(texts, ""), pa.scalar([], pa.list_(pa.string())), pc.utf8_split_whitespace(texts))
+    lengths = np.asarray(pc.list_value_length(lists).to_numpy(zero_copy_only=False), np.int64)
+    return lists.flatten(), np.concatenate([[0], np.cumsum(lengths)])

@@ -1,0 +1,114 @@
+"""The validated days up to a run's day, read no further back than somebody asks.
+
+Suffix: B = impressions.
+"""
+
+import json
+from datetime import date
+
+import numpy as np
+import pyarrow as pa
+
+from storyrec.data.windows import DayCounts
+from storyrec.errors import DataError, MissingPartition
+from storyrec.features.sequences import DAY_US, to_int64
+from storyrec.logs.partitions import Partitions, day_number, list_days, read_days
+from storyrec.storage import Storage
+
+_PREFIX = "validated/"
+_IMPRESSION_COLUMNS = ("user_id", "story_id", "shown_at", "clicked")
+
+
+class ValidatedLogs:
+    """Validated days up to and including the run's day; a day counts once its report is written."""
+
+    def __init__(self, storage: Storage, *, day: date) -> None:
+        """List the days.
+
+        Raises:
+            MissingPartition: the run's day was stopped or is not validated.
+        """
+        self.day = day
+        self._storage = storage
+        reports = set(storage.list("reports/dt="))
+        self._check_validated(reports)
+        self.days = [
+            d
+            for d in list_days(storage, "impressions", prefix=_PREFIX)
+            if d <= day and f"reports/dt={d}.json" in reports
+        ]
+        if day not in self.days:
+            raise self._missing("has no validated impressions")
+        self._reports = reports
+        self._impressions: dict[date, pa.Table] = {}
+
+    def read(self, table: str, *, since: date | None = None) -> Partitions:
+        """All rows of a table with their days up to the run's day, oldest day first.
+
+        Raises:
+            DataError: a partition cannot be read.
+        """
+        days = [
+            d
+            for d in list_days(self._storage, table, prefix=_PREFIX)
+            if (since is None or since <= d) and d <= self.day and f"reports/dt={d}.json" in self._reports
+        ]
+        return self._read(table, days)
+
+    def impressions(self, *, since: date) -> pa.Table:
+        """User, story, time and label of the impressions up to the run's day, oldest day first."""
+        wanted = [d for d in self.days if d >= since]
+        self._fetch([d for d in wanted if d not in self._impressions])
+        return pa.concat_tables([self._impressions[d] for d in wanted])
+
+    def count(self, day: date) -> DayCounts:
+        """What the windows need to know of one of `days`; days just before it are fetched along."""
+        if day not in self._impressions:
+            # twice as many each time: few reads of many small days, few needless reads of big ones
+            missing = [d for d in self.days if d <= day and d not in self._impressions]
+            self._fetch(missing[-max(1, len(self._impressions)) :])
+        table = self._impressions[day]
+        clicked_B = table["clicked"].to_numpy()
+        user_ids_B = to_int64(table["user_id"])
+        return DayCounts(
+            num_clicked=int(clicked_B.sum()),
+            clicked_users_U=np.unique(user_ids_B[clicked_B]),
+            passed_users_U=np.unique(user_ids_B[~clicked_B]),
+            is_fine=bool((to_int64(table["shown_at"]) % DAY_US).any()),
+        )
+
+    def _fetch(self, days: list[date]) -> None:
+        rows = self._read("impressions", days, columns=_IMPRESSION_COLUMNS)
+        starts = np.searchsorted(rows.day_B, [day_number(d) for d in days])
+        stops = np.searchsorted(rows.day_B, [day_number(d) for d in days], side="right")
+        for d, start, stop in zip(days, starts.tolist(), stops.tolist(), strict=True):
+            self._impressions[d] = rows.table.slice(start, stop - start)
+
+    def _read(self, table: str, days: list[date], *, columns: tuple[str, ...] | None = None) -> Partitions:
+        rows = read_days(self._storage, table, days, prefix=_PREFIX, columns=columns)
+        for problem in rows.problems.values():
+            raise problem
+        return rows
+
+    def _check_validated(self, reports: set[str]) -> None:
+        key = f"reports/dt={self.day}.json"
+        if key not in reports:
+            raise self._missing("is not validated")
+        try:
+            report = json.loads(self._storage.read(key))
+        except ValueError as error:
+            raise DataError(
+                f"the validation report is not JSON: {error}",
+                where=f"{self._storage.url}/{key}",
+                remedy=f"run validate_logs for {self.day} again",
+            ) from error
+        if isinstance(report, dict) and report.get("status") == "stopped":
+            raise self._missing("was stopped by validation")
+
+    def _missing(self, what: str) -> MissingPartition:
+        return MissingPartition(
+            f"day {self.day} {what}",
+            expected=f"{_PREFIX}impressions/dt={self.day} and reports/dt={self.day}.json of a day that passed",
+            where=self._storage.url,
+            remedy=f"run validate_logs for {self.day}, mend what its report names, or run another day",
+        )
