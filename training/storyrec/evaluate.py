@@ -7,7 +7,6 @@ embedded by the bundle's own extractors, the ONNX ranker on top. Paper: Sec. IV-
 import dataclasses
 import json
 from collections.abc import Callable
-from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
@@ -19,11 +18,11 @@ from storyrec.config import Config
 from storyrec.data.batches import make_batch
 from storyrec.data.catalog import Catalog
 from storyrec.data.dataset import Dataset, Instances
-from storyrec.logs.partitions import read_columns
+from storyrec.logs.partitions import list_days, read_partition
 from storyrec.metrics import Booleans, Floats, per_user_auc, summarize
 from storyrec.progress import Tracker, track
 from storyrec.report import render_report
-from storyrec.schema import SOURCES, Domain
+from storyrec.schema import SOURCES, TRUTH, Domain
 from storyrec.storage import open_storage, write_file, write_folder
 
 SCORING_BATCH = 4_096
@@ -138,12 +137,12 @@ def _truth(config: Config, data: Dataset) -> Floats | None:
     if not config.locations.truth:
         return None
     storage = open_storage(config.locations.truth, s3_endpoint=config.locations.s3_endpoint)
-    first = data.day - timedelta(days=data.windows.holdout_days - 1)
-    columns = ["user_id", "story_id", "shown_at", "probability"]
-    truth = read_columns(storage, "impressions", columns, first=first, last=data.day)
-    if truth.num_rows == 0:
+    first = data.windows.holdout_start(data.day)
+    days = [day for day in list_days(storage, "impressions") if first <= day <= data.day]
+    if not days:
         return None
-    truth = truth.set_column(2, "shown_us", pc.cast(truth["shown_at"], pa.int64()))
+    truth = pa.concat_tables([read_partition(storage, "impressions", day, schema=TRUTH) for day in days])
+    truth = truth.append_column("shown_us", pc.cast(truth["shown_at"], pa.int64()))
     truth = truth.group_by(["user_id", "story_id", "shown_us"]).aggregate([("probability", "mean")])
     holdout = data.holdout
     rows = pa.table(

@@ -54,6 +54,17 @@ PRODUCTS = pa.schema(
     ]
 )
 
+TRUTH = pa.schema(
+    [
+        ("user_id", pa.int64()),
+        ("story_id", pa.int64()),
+        ("request_id", pa.string()),
+        ("shown_at", TIMESTAMP),
+        ("probability", pa.float32()),
+    ]
+)
+"""The true click probabilities of a simulated marketplace, apart from its logs."""
+
 TABLES: Mapping[str, pa.Schema] = MappingProxyType(
     {
         "products": PRODUCTS,
