@@ -184,7 +184,7 @@ class Kubeflow(Section):
     namespace: str = "kubeflow"
     experiment: str = "storyrec"
     image: str = "storyrec-training:latest"
-    package: str = "build/pipeline.yaml"  # the compiled pipeline that Airflow submits
+    package: str = "build/train_adapt.yaml"  # the compiled pipeline that Airflow submits
     poll_seconds: float = Field(15.0, gt=0)
     timeout_hours: float = Field(12.0, gt=0)
     gpu_node_selector: dict[str, str] = {"nvidia.com/gpu.present": "true"}
