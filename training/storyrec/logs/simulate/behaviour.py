@@ -1,0 +1,231 @@
+"""A day in the simulated marketplace: who comes, what is shown, what is clicked.
+
+The recommender that showed the logged stories was mediocre: popular and fresh ones (54 %), a noisy
+guess at the user's interests (40 %), what the user wanted lately (6 %). Product clicks come from
+the same interests and wants. All draws of a day are arrays; nothing depends on an earlier click.
+
+Shapes: U = users, R = requests, I = impressions, C = product clicks.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from storyrec.logs.simulate.truth import Knobs, click_probability
+from storyrec.logs.simulate.wants import DAY_US, HOUR_US, NUM_SLOTS, Wants, choose_interests, product_weights
+from storyrec.logs.simulate.world import STORY_INTERESTS, Floats, Ints, Items, World
+
+EXPOSURE_SHARES = (0.54, 0.40, 0.06)  # popular and fresh, noisy interest, wanted
+BROWSE_SHARES = (0.50, 0.40, 0.10)  # product clicks: wanted, interest, popular
+FRESHNESS_DAYS = 2.0
+GUESS_NOISE = 0.3  # share of the interest guesses that miss
+REQUEST_SIZES, REQUEST_SIZE_SHARES = (1, 2, 3, 4, 5, 6, 8), (0.18, 0.23, 0.24, 0.16, 0.11, 0.06, 0.02)
+MEAN_REQUESTS = 20.0
+MEAN_PRODUCT_CLICKS = 22.0  # beside those before the first story of the day
+FIRST_PRODUCT_CLICKS = 24.0
+SESSION_US = 25 * 60_000_000
+HOUR_WEIGHTS = np.array([0, 0, 0, 0, 0, 0, 1, 2, 3, 3, 3, 3, 4, 4, 3, 3, 3, 4, 5, 6, 7, 7, 5, 0], float)
+
+
+@dataclass(frozen=True)
+class Day:
+    """A day's events, both tables sorted by time.
+
+    Attributes:
+        user_I, story_I, shown_us_I, request_I, probability_I, clicked_I: impressions; users and
+            stories are rows, a request is a number within the day.
+        click_user_C, click_product_C, clicked_us_C: product clicks.
+    """
+
+    user_I: Ints
+    story_I: Ints
+    shown_us_I: Ints
+    request_I: Ints
+    probability_I: Floats
+    clicked_I: npt.NDArray[np.bool_]
+    click_user_C: Ints
+    click_product_C: Ints
+    clicked_us_C: Ints
+
+
+class Pool:
+    """Items that may be drawn on a day, by weight, from all or from a subtopic."""
+
+    def __init__(self, items: Items, *, day: int, num_topics: int, freshness_days: float | None) -> None:
+        rows_N = np.flatnonzero(items.born_N <= day)
+        weight_N = items.weight_N[rows_N]
+        if freshness_days is not None:
+            weight_N = weight_N * np.exp(-(day - items.born_N[rows_N]) / freshness_days)
+        order = np.argsort(items.topic_N[rows_N], kind="stable")
+        self._rows_N = rows_N[order]
+        self._sums = np.concatenate([[0.0], np.cumsum(weight_N[order])])
+        self._bounds_T = np.searchsorted(items.topic_N[self._rows_N], np.arange(num_topics + 1))
+
+    def draw(self, topic_I: Ints, *, rng: np.random.Generator) -> Ints:
+        """An item row for each topic, [I]; topic -1, or one without items: from all."""
+        low_I, high_I = self._sums[self._bounds_T[topic_I]], self._sums[self._bounds_T[topic_I + 1]]
+        anywhere_I = (topic_I < 0) | (high_I <= low_I)
+        low_I = np.where(anywhere_I, 0.0, low_I)
+        high_I = np.where(anywhere_I, self._sums[-1], high_I)
+        place_I = low_I + rng.random(len(topic_I)) * (high_I - low_I)
+        index_I = np.searchsorted(self._sums, place_I, side="right") - 1
+        item_I: Ints = self._rows_N[np.clip(index_I, 0, len(self._rows_N) - 1)]
+        return item_I
+
+
+def simulate_day(
+    world: World, wants: Wants, *, day: int, first_us: int, seen: Ints, knobs: Knobs, rng: np.random.Generator
+) -> Day:
+    """Draw the events of a day.
+
+    Args:
+        day: days since the first.
+        seen: sorted `user * num_stories + story` of all earlier impressions: a story is shown to a user once.
+    """
+    user_R, request_us_R, click_user_C, clicked_us_C = _draw_visits(
+        world, day=day, day_us=first_us + day * DAY_US, rng=rng
+    )
+    size_R = rng.choice(REQUEST_SIZES, len(user_R), p=REQUEST_SIZE_SHARES)
+    request_I = np.repeat(np.arange(len(user_R)), size_R)
+    user_I, shown_us_I = user_R[request_I], request_us_R[request_I]
+    story_I = _draw_stories(world, wants, user_I, shown_us_I, day=day, rng=rng)
+
+    key_I = user_I * len(world.stories.topic_N) + story_I
+    _, first_shown = np.unique(key_I, return_index=True)
+    kept_I = np.zeros(len(key_I), bool)
+    kept_I[first_shown] = True
+    kept_I &= seen[np.minimum(np.searchsorted(seen, key_I), len(seen) - 1)] != key_I if len(seen) else True
+    user_I, story_I, shown_us_I, request_I = user_I[kept_I], story_I[kept_I], shown_us_I[kept_I], request_I[kept_I]
+
+    wanted = [wants.at(user_I, shown_us_I, slot=slot) for slot in range(NUM_SLOTS)]
+    probability_I = click_probability(
+        world,
+        user_I=user_I,
+        story_I=story_I,
+        intent_latent_I2Z=np.stack([latent for _, latent, _ in wanted], axis=1),
+        intent_strength_I2=np.stack([strength for _, _, strength in wanted], axis=1),
+        knobs=knobs,
+    )
+    product_C = _draw_products(world, wants, click_user_C, clicked_us_C, day=day, rng=rng)
+    return Day(
+        user_I=user_I,
+        story_I=story_I,
+        shown_us_I=shown_us_I,
+        request_I=request_I,
+        probability_I=probability_I,
+        clicked_I=rng.random(len(user_I)) < probability_I,
+        click_user_C=click_user_C,
+        click_product_C=product_C,
+        clicked_us_C=clicked_us_C,
+    )
+
+
+def _draw_visits(world: World, *, day: int, day_us: int, rng: np.random.Generator) -> tuple[Ints, Ints, Ints, Ints]:
+    """Requests (user, time) and product clicks (user, time) of a day, each sorted by time.
+
+    A user comes one to four times. Products are looked at first: about twenty clicks come before
+    the first stories, which is why nearly all product clicks of a sequence are of the last day.
+    """
+    users = world.users
+    comes_U = (rng.random(len(users.activity_U)) < users.activity_U) & (users.joined_U < day)
+    active_A = np.flatnonzero(comes_U | (users.joined_U == day))
+    hour_weights = HOUR_WEIGHTS / HOUR_WEIGHTS.sum()
+    starts_A4 = np.sort(rng.choice(24, (len(active_A), 4), p=hour_weights) * HOUR_US, axis=1)
+    starts_A4 += (rng.random(starts_A4.shape) * 0.5 * HOUR_US).astype(np.int64)
+    num_sessions_A = rng.integers(1, 5, len(active_A))
+
+    volume_A = users.volume_U[active_A] * np.exp(0.4 * rng.standard_normal(len(active_A)))
+    num_requests_A = rng.poisson(MEAN_REQUESTS * volume_A)
+    num_first_A = rng.poisson(FIRST_PRODUCT_CLICKS * np.exp(0.12 * rng.standard_normal(len(active_A))))
+    num_later_A = rng.poisson(MEAN_PRODUCT_CLICKS * volume_A)
+
+    def session_times(num_A: Ints) -> tuple[Ints, Ints]:
+        visitor = np.repeat(np.arange(len(active_A)), num_A)
+        session = (rng.random(len(visitor)) * num_sessions_A[visitor]).astype(np.int64)
+        return visitor, starts_A4[visitor, session] + (rng.random(len(visitor)) * SESSION_US).astype(np.int64)
+
+    request_visitor, request_us = session_times(num_requests_A)
+    later_visitor, later_us = session_times(num_later_A)
+    first_visitor = np.repeat(np.arange(len(active_A)), num_first_A)
+    first_us = starts_A4[first_visitor, 0] - (rng.random(len(first_visitor)) * HOUR_US).astype(np.int64)
+
+    by_time = np.argsort(request_us, kind="stable")
+    click_us = np.concatenate([first_us, later_us])
+    click_visitor = np.concatenate([first_visitor, later_visitor])
+    click_by_time = np.argsort(click_us, kind="stable")
+    return (
+        active_A[request_visitor[by_time]],
+        day_us + request_us[by_time],
+        active_A[click_visitor[click_by_time]],
+        day_us + click_us[click_by_time],
+    )
+
+
+def _draw_stories(
+    world: World, wants: Wants, user_I: Ints, shown_us_I: Ints, *, day: int, rng: np.random.Generator
+) -> Ints:
+    users = world.users
+    num_topics = len(world.topics.category_T)
+    way_I = rng.choice(3, len(user_I), p=EXPOSURE_SHARES)
+    interest_I = choose_interests(users.weight_UJ[:, STORY_INTERESTS].astype(np.float64), user_I, rng=rng)
+    missed_I = rng.random(len(user_I)) < GUESS_NOISE
+    guess_I = np.where(
+        missed_I, rng.choice(num_topics, len(user_I), p=world.topics.story_weight_T), users.topic_UJ[user_I, interest_I]
+    )
+    slot_I = rng.integers(0, NUM_SLOTS, len(user_I))
+    topic_I = np.where(way_I == 1, guess_I, -1)
+    for slot in range(NUM_SLOTS):
+        rows = np.flatnonzero((way_I == 2) & (slot_I == slot))
+        topic_I[rows], _, _ = wants.at(user_I[rows], shown_us_I[rows], slot=slot)
+    return _draw_published(
+        world.stories, topic_I, shown_us_I, day=day, freshness_days=FRESHNESS_DAYS, num_topics=num_topics, rng=rng
+    )
+
+
+def _draw_products(
+    world: World, wants: Wants, user_C: Ints, clicked_us_C: Ints, *, day: int, rng: np.random.Generator
+) -> Ints:
+    users, products = world.users, world.products
+    num_topics = len(world.topics.category_T)
+    way_C = rng.choice(3, len(user_C), p=BROWSE_SHARES)
+    weight_UJ = product_weights(world)
+    interest_C = choose_interests(weight_UJ, user_C, rng=rng)
+    topic_C = np.where(way_C == 1, users.topic_UJ[user_C, interest_C], -1)
+    slot_C = rng.integers(0, NUM_SLOTS, len(user_C))
+    wanted_CZ = np.zeros((len(user_C), products.latent_NZ.shape[1]), np.float32)
+    for slot in range(NUM_SLOTS):
+        rows = np.flatnonzero((way_C == 0) & (slot_C == slot))
+        topic_C[rows], wanted_CZ[rows], _ = wants.at(user_C[rows], clicked_us_C[rows], slot=slot)
+
+    def draw() -> Ints:
+        return _draw_published(
+            products, topic_C, clicked_us_C, day=day, freshness_days=None, num_topics=num_topics, rng=rng
+        )
+
+    first_C, second_C = draw(), draw()
+    # who wants something clicks the nearer of two
+    distance = [((products.latent_NZ[rows] - wanted_CZ) ** 2).sum(axis=1) for rows in (first_C, second_C)]
+    return np.where((way_C == 0) & (distance[1] < distance[0]), second_C, first_C)
+
+
+def _draw_published(
+    items: Items,
+    topic_I: Ints,
+    time_us_I: Ints,
+    *,
+    day: int,
+    freshness_days: float | None,
+    num_topics: int,
+    rng: np.random.Generator,
+) -> Ints:
+    """Draw items; those not yet published at the time are drawn again, at last among yesterday's."""
+    pool = Pool(items, day=day, num_topics=num_topics, freshness_days=freshness_days)
+    item_I = pool.draw(topic_I, rng=rng)
+    for _ in range(3):
+        early_I = np.flatnonzero(items.published_us_N[item_I] > time_us_I)
+        item_I[early_I] = pool.draw(topic_I[early_I], rng=rng)
+    early_I = np.flatnonzero(items.published_us_N[item_I] > time_us_I)
+    older = Pool(items, day=day - 1, num_topics=num_topics, freshness_days=freshness_days)
+    item_I[early_I] = older.draw(topic_I[early_I], rng=rng)
+    return item_I
