@@ -1,0 +1,29 @@
+"""The DAG that publishes what the deployed model knows about items."""
+
+from airflow.sdk import DAG, PartitionedAssetTimetable
+
+from storyrec_tasks import DEFAULT_ARGS, MODEL, StepOperator
+
+TRIAGE = """
+### publish_features: what do other teams see of the champion?
+Starts when `model` has a new partition, whether the challenger was deployed or the champion kept.
+
+**publish failed.** The champion serves already; only what other teams read is a day old. Mend the store named in the
+log and clear the task: publishing a day twice changes nothing.
+"""
+
+with DAG(
+    "publish_features",
+    description="Publish the champion's item embeddings and the stories for products",
+    schedule=PartitionedAssetTimetable(assets=MODEL),
+    catchup=False,
+    max_active_runs=1,
+    default_args=DEFAULT_ARGS,
+    tags=["storyrec", "features"],
+    doc_md=TRIAGE,
+) as dag:
+    publish = StepOperator(
+        task_id="publish",
+        step="publish-features",
+        doc_md="Writes the champion's item embeddings and the stories for products to the feature store.",
+    )
