@@ -35,7 +35,7 @@ def write_partition(root: Path, table: str, day: date, rows: pa.Table | list[dic
     pq.write_table(rows, path)
 
 
-def write_report(root: Path, day: date, *, status: str = "passed") -> None:
+def write_report(root: Path, day: date, *, status: str = "valid") -> None:
     """Mark a day as validated, or as stopped."""
     path = root / f"reports/dt={day}.json"
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -33,7 +33,7 @@ def load_record(kind: type[Record], folder: Path, *, name: str) -> Record:
     """The inverse of `save_record`; arrays are memory-mapped.
 
     Raises:
-        OSError, ValueError: a file is missing or is no such file.
+        OSError, EOFError, ValueError: a file is missing or is no such file.
     """
     values: dict[str, Any] = {}
     for field in fields(kind):  # type: ignore[arg-type]

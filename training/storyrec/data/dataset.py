@@ -103,7 +103,7 @@ class Dataset:
                 **{name: load_record(kind, folder, name=name) for name, kind in _RECORDS.items()},
                 **arrays,
             )
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
             raise DataError(
                 f"this is no dataset that can be read: {error}",
                 expected="a folder that build_dataset wrote",

@@ -12,7 +12,7 @@ import pyarrow as pa
 from storyrec.data.windows import DayCounts
 from storyrec.errors import DataError, MissingPartition
 from storyrec.features.sequences import DAY_US, to_int64
-from storyrec.logs.partitions import Partitions, day_number, list_days, read_days
+from storyrec.logs.partitions import Partitions, day_number, list_files, read_days
 from storyrec.storage import Storage
 
 _PREFIX = "validated/"
@@ -30,16 +30,12 @@ class ValidatedLogs:
         """
         self.day = day
         self._storage = storage
-        reports = set(storage.list("reports/dt="))
-        self._check_validated(reports)
-        self.days = [
-            d
-            for d in list_days(storage, "impressions", prefix=_PREFIX)
-            if d <= day and f"reports/dt={d}.json" in reports
-        ]
-        if day not in self.days:
+        self._reports = set(storage.list("reports/dt="))
+        self._check_validated()
+        self._impression_files = self._files("impressions")
+        self.days = sorted(self._impression_files)
+        if day not in self._impression_files:
             raise self._missing("has no validated impressions")
-        self._reports = reports
         self._impressions: dict[date, pa.Table] = {}
 
     def read(self, table: str, *, since: date | None = None) -> Partitions:
@@ -48,12 +44,8 @@ class ValidatedLogs:
         Raises:
             DataError: a partition cannot be read.
         """
-        days = [
-            d
-            for d in list_days(self._storage, table, prefix=_PREFIX)
-            if (since is None or since <= d) and d <= self.day and f"reports/dt={d}.json" in self._reports
-        ]
-        return self._read(table, days)
+        files = self._files(table)
+        return self._read(table, {d: keys for d, keys in files.items() if since is None or d >= since})
 
     def impressions(self, *, since: date) -> pa.Table:
         """User, story, time and label of the impressions up to the run's day, oldest day first."""
@@ -78,21 +70,26 @@ class ValidatedLogs:
         )
 
     def _fetch(self, days: list[date]) -> None:
-        rows = self._read("impressions", days, columns=_IMPRESSION_COLUMNS)
-        starts = np.searchsorted(rows.day_B, [day_number(d) for d in days])
-        stops = np.searchsorted(rows.day_B, [day_number(d) for d in days], side="right")
+        files = {d: self._impression_files[d] for d in days}
+        rows = self._read("impressions", files, columns=_IMPRESSION_COLUMNS)
+        numbers = [day_number(d) for d in days]
+        starts, stops = np.searchsorted(rows.day_B, numbers), np.searchsorted(rows.day_B, numbers, side="right")
         for d, start, stop in zip(days, starts.tolist(), stops.tolist(), strict=True):
             self._impressions[d] = rows.table.slice(start, stop - start)
 
-    def _read(self, table: str, days: list[date], *, columns: tuple[str, ...] | None = None) -> Partitions:
-        rows = read_days(self._storage, table, days, prefix=_PREFIX, columns=columns)
+    def _files(self, table: str) -> dict[date, list[str]]:
+        files = list_files(self._storage, table, prefix=_PREFIX)
+        return {d: files[d] for d in files if d <= self.day and f"reports/dt={d}.json" in self._reports}
+
+    def _read(self, table: str, files: dict[date, list[str]], *, columns: tuple[str, ...] | None = None) -> Partitions:
+        rows = read_days(self._storage, table, files, prefix=_PREFIX, columns=columns, files=files)
         for problem in rows.problems.values():
             raise problem
         return rows
 
-    def _check_validated(self, reports: set[str]) -> None:
+    def _check_validated(self) -> None:
         key = f"reports/dt={self.day}.json"
-        if key not in reports:
+        if key not in self._reports:
             raise self._missing("is not validated")
         try:
             report = json.loads(self._storage.read(key))
