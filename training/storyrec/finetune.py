@@ -1,0 +1,231 @@
+"""The step `finetune_aden`: the click model, on top of pre-trained extractors.
+
+Paper: Sec. III-C. Legend: B instances of a batch.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import safetensors.torch
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from storyrec.checkpoint import CheckpointStore, run_key
+from storyrec.config import Config
+from storyrec.data.batches import make_batch, user_batches
+from storyrec.data.dataset import Dataset
+from storyrec.data.instances import Instances
+from storyrec.errors import DataError, ModelError
+from storyrec.loop import Judgement, Moment, Schedule, fitted_batch_size, train, training_device
+from storyrec.losses import click_loss
+from storyrec.metrics import per_user_auc
+from storyrec.models.aden import Aden, Ranker
+from storyrec.models.extractors import RawItems
+from storyrec.pretrain import DUAL_WEIGHTS, TRAINING_REPORT, build_extractors, raw_items
+from storyrec.storage import Storage, write_file, write_folder
+from storyrec.warmstart import load_weights, start_from_champion
+
+ADEN_WEIGHTS = "aden.safetensors"
+EXTRACTORS = "extractors."
+VALIDATION_BATCH_SIZE = 4_096
+
+Int64s = NDArray[np.int64]
+
+
+def finetune_aden(
+    config: Config, *, dataset: Path, dual: Path, champion: Path | None, checkpoints: Storage, out: Path
+) -> None:
+    """Train the click model on the training days' impressions; nothing is frozen.
+
+    Args:
+        config: sections `model`, `features` and `aden`.
+        dataset: the day's dataset folder.
+        dual: the folder that `pretrain_dual` wrote; the extractors start from it.
+        champion: bundle folder whose weights are the start, save for words it does not know; None or
+            one that does not fit: pre-trained extractors and a fresh ranker.
+        checkpoints: where a killed run is resumed from.
+        out: folder to write: aden.safetensors and training.json.
+
+    Raises:
+        DataError: nothing to learn from or to validate on.
+        ModelError: the training diverged, or the files of the start are damaged.
+    """
+    data = Dataset.load(dataset)
+    _require_both_classes(data.train, part="training", where=dataset)
+    if not len(data.validation):
+        raise DataError(
+            "the dataset has no validation impressions",
+            where=str(dataset),
+            remedy="raise windows.training_days or windows.validation_share",
+        )
+    settings = config.aden
+    with training_device() as device:
+        model = build_aden(config, num_words=data.vocabulary.size)
+        load_extractors(model, dual / DUAL_WEIGHTS)
+        start = start_from_champion(
+            model,
+            champion=champion,
+            weights_name=ADEN_WEIGHTS,
+            vocabulary=data.vocabulary,
+            config=config,
+            block_hours=data.windows.block_hours,
+        )
+        stories, products = raw_items(data, max_words=config.features.max_title_words)
+        key = run_key(
+            "finetune_aden",
+            model=model,
+            settings={
+                "dataset": data.digest,
+                "aden": settings.model_dump(mode="json"),
+                "model": config.model.model_dump(mode="json"),
+                "max_title_words": config.features.max_title_words,
+                "sequence_length": config.features.sequence_length,
+                "champion": start.champion,
+            },
+        )
+        model.to(device)
+        stage = ClickStage(
+            model,
+            data=data,
+            stories=stories,
+            products=products,
+            batch_size=fitted_batch_size(len(data.train), largest=settings.batch_size),
+            sequence_length=config.features.sequence_length,
+            num_time_blocks=config.model.num_time_blocks,
+        )
+        trained = train(
+            model,
+            name="finetune_aden",
+            stage=stage,
+            schedule=Schedule(
+                seed=settings.seed,
+                learning_rate=settings.learning_rate,
+                weight_decay=settings.weight_decay,
+                clip_norm=settings.clip_norm,
+                max_epochs=settings.max_epochs,
+                max_steps=settings.max_steps,
+                patience=settings.patience,
+                warmup_share=settings.warmup_share,
+                keep_start=start.champion,
+            ),
+            store=CheckpointStore(checkpoints, key=key),
+        )
+    report = {
+        "step": "finetune_aden",
+        "start": start.to_json(),
+        "stopped_by": stage.stopped_by,
+        "num_training_instances": len(data.train),
+        "num_validation_instances": len(data.validation),
+        **trained.to_json(),
+    }
+    with write_folder(out) as folder:
+        write_file(folder / ADEN_WEIGHTS, safetensors.torch.save(model.cpu().state_dict()))
+        write_file(folder / TRAINING_REPORT, json.dumps(report, indent=1).encode())
+
+
+def build_aden(config: Config, *, num_words: int) -> Aden:
+    """A freshly initialised ADEN of the configured shape; the same seed gives the same weights."""
+    with torch.random.fork_rng():
+        torch.manual_seed(config.aden.seed)
+        ranker = Ranker(
+            width=config.model.width,
+            num_heads=config.model.num_heads,
+            num_time_blocks=config.model.num_time_blocks,
+            head_widths=config.model.head_widths,
+            dropout=config.model.dropout,
+        )
+        return Aden(build_extractors(config, num_words=num_words), ranker)
+
+
+def load_extractors(model: Aden, path: Path) -> None:
+    """Take the pre-trained extractors out of dual.safetensors.
+
+    Raises:
+        ModelError: the file is missing, damaged, or of another shape.
+    """
+    weights = load_weights(path)
+    extractors = {name.removeprefix(EXTRACTORS): w for name, w in weights.items() if name.startswith(EXTRACTORS)}
+    try:
+        model.extractors.load_state_dict(extractors)
+    except RuntimeError as error:
+        raise ModelError(
+            f"the pre-trained extractors do not fit: {error}",
+            expected="extractors pre-trained on this dataset with these settings",
+            where=str(path),
+            remedy="run pretrain_dual again with the same settings",
+        ) from error
+
+
+class ClickStage:
+    """ADEN's side of the training loop: batches grouped by user, Eq. 11, judged by per-user AUC.
+
+    Where no user has both a clicked and a non-clicked validation impression, log loss judges instead.
+    """
+
+    def __init__(
+        self,
+        model: Aden,
+        *,
+        data: Dataset,
+        stories: RawItems,
+        products: RawItems,
+        batch_size: int,
+        sequence_length: int,
+        num_time_blocks: int,
+    ) -> None:
+        self.model, self.data, self.stories, self.products = model, data, stories, products
+        self.batch_size, self.sequence_length, self.num_time_blocks = batch_size, sequence_length, num_time_blocks
+        validation = data.validation
+        nothing_B = np.zeros(len(validation))
+        scorable = per_user_auc(validation.user_ids_B, validation.clicked_B, nothing_B).values_U.size > 0
+        self.stopped_by = "per_user_auc" if scorable else "log_loss"
+
+    def batches(self, generator: np.random.Generator) -> Sequence[Int64s]:
+        """All training instances, users in random order."""
+        return list(user_batches(self.data.train, batch_size=self.batch_size, generator=generator))
+
+    def loss(self, index_B: Int64s, moment: Moment) -> tuple[Tensor, Mapping[str, float]]:
+        """Binary cross-entropy of the batch. Paper: Eq. 11."""
+        logits_B, clicked_B = self._score(self.data.train, index_B)
+        return click_loss(logits_B, clicked_B), {}
+
+    def validate(self) -> Judgement:
+        """Per-user AUC and log loss of all validation impressions."""
+        validation = self.data.validation
+        order_B = np.argsort(validation.user_ids_B, kind="stable")
+        logits_B = np.zeros(len(validation))
+        for start in range(0, len(validation), VALIDATION_BATCH_SIZE):
+            index_B = order_B[start : start + VALIDATION_BATCH_SIZE]
+            logits_B[index_B] = self._score(validation, index_B)[0].cpu().numpy()
+        clicked_B = np.asarray(validation.clicked_B)
+        log_loss = float(np.mean(np.logaddexp(0.0, np.where(clicked_B, -logits_B, logits_B))))
+        if self.stopped_by == "log_loss":
+            return Judgement(-log_loss, {"log_loss": log_loss})
+        auc = per_user_auc(np.asarray(validation.user_ids_B), clicked_B, logits_B).mean
+        return Judgement(auc, {"per_user_auc": auc, "log_loss": log_loss})
+
+    def _score(self, instances: Instances, index_B: Int64s) -> tuple[Tensor, Tensor]:
+        batch = make_batch(
+            self.data,
+            instances,
+            index_B,
+            sequence_length=self.sequence_length,
+            block_hours=self.data.windows.block_hours,
+            num_time_blocks=self.num_time_blocks,
+        )
+        logits_B: Tensor = self.model(batch, stories=self.stories, products=self.products)
+        return logits_B, torch.from_numpy(batch.clicked_B).to(logits_B.device)
+
+
+def _require_both_classes(instances: Instances, *, part: str, where: Path) -> None:
+    num_clicked = int(np.count_nonzero(instances.clicked_B))
+    if not 0 < num_clicked < len(instances):
+        raise DataError(
+            f"{num_clicked} clicked of {len(instances)} {part} impressions",
+            expected="some that were clicked and some that were not",
+            where=str(where),
+            remedy="check the impressions of the training days, or raise windows.training_days",
+        )

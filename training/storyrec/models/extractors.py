@@ -1,0 +1,187 @@
+"""From an item's title and cover to its features.
+
+Paper: Sec. III-A, Eq. 2-4. Legend: N items, W words of a title, V raw visual, D width.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from storyrec.models.dropout import Dropout
+from storyrec.schema import COVER_WIDTH, Domain
+
+PADDING_WORD = 0
+INITIAL_WORD_DEVIATION = 0.1
+
+
+@dataclass(frozen=True)
+class ItemFeatures:
+    """Features of N items in both modalities.
+
+    Attributes:
+        visual_ND: from the cover; zero where there is none.
+        textual_ND: from the title; zero where it is empty.
+    """
+
+    visual_ND: Tensor
+    textual_ND: Tensor
+
+    @property
+    def item_ND(self) -> Tensor:
+        """What the ranker reads: the sum of both modalities. Paper: Sec. III-C."""
+        return self.visual_ND + self.textual_ND
+
+    @property
+    def match_NM(self) -> Tensor:
+        """What stories are matched to products by: title and cover side by side, [N, 2 D]."""
+        return torch.cat([self.textual_ND, self.visual_ND], dim=-1)
+
+
+@dataclass(frozen=True)
+class RawItems:
+    """What an extractor reads of one domain's catalog, row by row; row 0 is the padding.
+
+    Attributes:
+        tokens_NW: words of the titles, int32, 0 = padding.
+        visual_raw_NV: raw covers, float16 (may be memory-mapped), zero where there is none.
+        has_cover_N: whether an item has a cover.
+        domain: where the items live.
+    """
+
+    tokens_NW: NDArray[np.int32]
+    visual_raw_NV: NDArray[np.float16]
+    has_cover_N: NDArray[np.bool_]
+    domain: Domain
+
+    @classmethod
+    def of(cls, tokens_NW: NDArray[np.int32], visual_raw_NV: NDArray[np.float16], *, domain: Domain) -> "RawItems":
+        """The items of these titles and covers; a cover without a non-zero value is none."""
+        # as integers, because numpy has no fast test for half floats
+        has_cover_N = np.any(np.ascontiguousarray(visual_raw_NV).view(np.uint16), axis=1)
+        return cls(tokens_NW, visual_raw_NV, has_cover_N, domain)
+
+    def __len__(self) -> int:
+        return len(self.tokens_NW)
+
+    def tokens(self, rows_N: NDArray[np.int64]) -> Tensor:
+        """Words of these rows, cut after the longest title, [N, W] int32 with W >= 1."""
+        tokens_NW = self.tokens_NW[rows_N]
+        num_words = int((tokens_NW != PADDING_WORD).sum(axis=1).max(initial=1))
+        return torch.from_numpy(np.ascontiguousarray(tokens_NW[:, :num_words]))
+
+    def visual_raw(self, rows_N: NDArray[np.int64]) -> Tensor | None:
+        """Covers of these rows, [N, V] float32; None if not one of them has a cover."""
+        if not self.has_cover_N[rows_N].any():
+            return None
+        return torch.from_numpy(self.visual_raw_NV[rows_N]).float()
+
+
+class Extractors(nn.Module):
+    """The feature extractors of both domains.
+
+    The word table and the visual projection are shared by the domains. A story's title is pooled by
+    vector-wise attention (Eq. 2-4), a product's title, a row of keywords, by its mean.
+
+    Args:
+        num_words: rows of the word table; row 0 is the padding, row 1 the default for unseen words.
+        width: d.
+        max_words: longest title, in words.
+        visual_width: width of a raw cover.
+        word_positions: add a learned row per position of a word (not in the paper's text).
+        dropout: share of attention weights dropped in training.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_words: int,
+        width: int,
+        max_words: int,
+        visual_width: int = COVER_WIDTH,
+        word_positions: bool = True,
+        dropout: float = 0.1,
+    ) -> None:
+        super().__init__()
+        self.width = width
+        self.words = nn.Embedding(num_words, width, padding_idx=PADDING_WORD)
+        self.positions = nn.Embedding(max_words, width) if word_positions else None
+        # no bias, so that a missing cover, a zero vector, stays zero
+        self.visual_projection = nn.Linear(visual_width, width, bias=False)
+        self.attention_hidden = nn.Linear(width, width)
+        self.attention_score = nn.Linear(width, width, bias=False)
+        self.dropout = Dropout(dropout)
+        with torch.no_grad():
+            self.words.weight.normal_(std=INITIAL_WORD_DEVIATION)
+            self.words.weight[PADDING_WORD] = 0.0
+            if self.positions is not None:
+                self.positions.weight.normal_(std=INITIAL_WORD_DEVIATION / 10)
+
+    def forward(self, tokens_NW: Tensor, visual_raw_NV: Tensor | None, *, domain: Domain) -> ItemFeatures:
+        """Extract the features of N items of one domain.
+
+        Args:
+            tokens_NW: words, [N, W <= max_words] integers, right-padded with 0.
+            visual_raw_NV: raw covers, [N, V] float, zero where an item has none; None: no item has one.
+            domain: decides how the title is pooled.
+        """
+        pool = self._story_title if domain == Domain.STORY else self._product_title
+        textual_ND = pool(tokens_NW)
+        if visual_raw_NV is None:
+            return ItemFeatures(torch.zeros_like(textual_ND), textual_ND)
+        return ItemFeatures(self.visual_projection(visual_raw_NV), textual_ND)
+
+    def extract(self, items: RawItems, rows_N: NDArray[np.int64]) -> ItemFeatures:
+        """Features of these catalog rows, on the device of the weights."""
+        device = self.words.weight.device
+        visual_raw_NV = items.visual_raw(rows_N)
+        return self(
+            items.tokens(rows_N).to(device),
+            None if visual_raw_NV is None else visual_raw_NV.to(device),
+            domain=items.domain,
+        )
+
+    def _story_title(self, tokens_NW: Tensor) -> Tensor:
+        """Pool by attention with one weight per word and dimension. Paper: Eq. 2-4.
+
+        Titles of equal length are pooled together: no work on padding, and none of it in the result.
+        """
+        lengths_N = _lengths(tokens_NW)
+        order_N = torch.argsort(lengths_N, stable=True)
+        sorted_NW = tokens_NW[order_N]
+        words_KD = self.words(sorted_NW[sorted_NW != PADDING_WORD])  # K words of all titles, in one look-up
+        numbers = torch.bincount(lengths_N).tolist()
+        groups = words_KD.split([length * number for length, number in enumerate(numbers)])
+        parts = [
+            self._attend(words.view(number, length, self.width))
+            for length, (number, words) in enumerate(zip(numbers, groups, strict=True))
+        ]
+        return F.embedding(torch.argsort(order_N), torch.cat(parts))
+
+    def _attend(self, words_NWD: Tensor) -> Tensor:
+        """Eq. 2-4 for N titles of W words each; zero where W is 0."""
+        if self.positions is not None:
+            words_NWD = words_NWD + self.positions.weight[: words_NWD.shape[1]]
+        # tanh(x) = 2 sigmoid(2 x) - 1, many times faster on a CPU; the -1 moves all words' scores alike
+        # and so cancels in the softmax
+        hidden_NWD = torch.sigmoid(2.0 * self.attention_hidden(words_NWD))
+        weights_NWD = torch.softmax(self.attention_score(2.0 * hidden_NWD), dim=1)
+        return (self.dropout(weights_NWD) * words_NWD).sum(dim=1)
+
+    def _product_title(self, tokens_NW: Tensor) -> Tensor:
+        """Pool by the mean over the words. Paper: Sec. III-A."""
+        textual_ND = F.embedding_bag(tokens_NW, self.words.weight, mode="mean", padding_idx=PADDING_WORD)
+        if self.positions is None:
+            return textual_ND
+        # the mean of the first n positions, for every n
+        positions_WD = self.positions.weight[: tokens_NW.shape[1]]
+        numbers_W1 = torch.arange(1, len(positions_WD) + 1, device=positions_WD.device).unsqueeze(-1)
+        means_WD = F.pad(positions_WD.cumsum(dim=0) / numbers_W1, (0, 0, 1, 0))
+        return textual_ND + F.embedding(_lengths(tokens_NW), means_WD)
+
+
+def _lengths(tokens_NW: Tensor) -> Tensor:
+    return (tokens_NW != PADDING_WORD).sum(dim=1)
