@@ -3,72 +3,51 @@
 A partition holds one row a click moment. It needs only the clicks since the partition before it and
 each user's last clicks at that time (the state), so a day costs what a day holds. A long backlog is
 built in few passes: a pass closes one partition, named for its last day.
-
-Below locations.work:
-    features/<view>/dt=D/part-0.parquet         rows of the clicks since the partition before, up to D
-    features/state/<view>/dt=D/part-0.parquet   each user's last clicks at the end of D
-    features/dt=D.json                          the marker, written last
 """
 
 import hashlib
 import json
-import re
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
-from datetime import UTC, date, datetime, time, timedelta
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, timedelta
 from itertools import pairwise
-
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from storyrec.config import Config
 from storyrec.errors import DataError, DayStopped, MissingPartition
+from storyrec.features.compare import compare_sequences
 from storyrec.features.events import (
     VIEWS,
     join_logs,
     latest_sequences,
-    log_from_table,
-    log_table,
     sequence_table,
     sequences_after_clicks,
 )
-from storyrec.features.sequences import ClickLog
-from storyrec.logs.partitions import day_number, missing_partition, read_days
+from storyrec.features.partitions import (
+    VALIDATED,
+    Marker,
+    delete_marker,
+    midnight,
+    one_writer,
+    read_clicks,
+    read_marker,
+    read_markers,
+    read_state,
+    remove_unmarked,
+    validated_days,
+    work_folder,
+    write_marker,
+    write_rows,
+    write_state,
+)
+from storyrec.features.sequences import DAY_US, ClickLog
+from storyrec.logs.partitions import day_number, missing_partition
 from storyrec.progress import Tracker, track
 from storyrec.schema import Domain
-from storyrec.storage import Storage, open_storage
+from storyrec.storage import FolderStorage, Storage
 
-TABLES = {Domain.STORY: "impressions", Domain.PRODUCT: "product_clicks"}
-CLICK_COLUMNS = {
-    Domain.STORY: ("user_id", "story_id", "shown_at", "clicked"),
-    Domain.PRODUCT: ("user_id", "product_id", "clicked_at"),
-}
-VALIDATED = "validated/"
+__all__ = ["FeaturesBuilt", "FeaturesMaterialized", "build_features", "compare_sequences", "materialize_features"]
+
 MAX_ROWS_PER_PASS = 2_000_000
-DAY_US = 86_400_000_000
-
-
-@dataclass(frozen=True)
-class Marker:
-    """What features/dt=D.json says about a built partition.
-
-    Attributes:
-        day: its last day.
-        since: its first day; the days before are in the partitions before.
-        length: the most clicks of a sequence.
-        clicks: SHA-256 of the clicks since the partition before.
-        base, state: SHA-256 of the state it was built on and of the state it left.
-        num_rows, num_users: rows written and users with a sequence, by view.
-    """
-
-    day: date
-    since: date
-    length: int
-    clicks: str
-    base: str
-    state: str
-    num_rows: dict[str, int]
-    num_users: dict[str, int]
 
 
 @dataclass(frozen=True)
@@ -120,9 +99,46 @@ def build_features(config: Config, *, day: date) -> FeaturesBuilt:
         MissingPartition: the day was not validated.
         DayStopped: the day broke a rule that stops it.
     """
-    storage = open_storage(config.locations.work, s3_endpoint=config.locations.s3_endpoint)
-    length = config.features.sequence_length
+    storage = FolderStorage(work_folder(config.locations.work))
     _require_validated(storage, day)
+    with one_writer(storage.folder / "features/.lock"):
+        return _build(storage, day, length=config.features.sequence_length)
+
+
+def materialize_features(config: Config, *, day: date, now: datetime | None = None) -> FeaturesMaterialized:
+    """Put every user's sequence as it stands at the end of `day` into the online store.
+
+    What is online already never grows older: an earlier day than the newest one online brings in
+    what was built again since, up to the newest one.
+
+    Args:
+        config: settings; locations.work and profile.
+        day: partition key, built.
+        now: the time of the run; the clock's without it.
+
+    Raises:
+        MissingPartition: the day's features are not built.
+        DataError: the day is not over, so its sequences are not final.
+        PlatformError: the feature store does not answer.
+    """
+    from storyrec.features.store import open_feature_store
+
+    storage = FolderStorage(work_folder(config.locations.work))
+    marker = read_marker(storage, day)
+    end = midnight(day + timedelta(days=1))
+    if end > (now or datetime.now(UTC)):
+        raise DataError(
+            f"the day {day} is not over",
+            expected=f"a run after {end:%Y-%m-%d %H:%M} UTC",
+            where="materialize_features",
+            remedy="run it again after midnight UTC; a window that ends in the future would hide late clicks",
+        )
+    client = open_feature_store(config.locations.work, profile=config.profile)
+    windows = [client.materialize(view, start=midnight(marker.since), end=end) for view in VIEWS.values()]
+    return FeaturesMaterialized(day, min(w.start for w in windows), max(w.end for w in windows), marker.num_users)
+
+
+def _build(storage: Storage, day: date, *, length: int) -> FeaturesBuilt:
     validated = validated_days(storage)
     usable = (marker for marker in read_markers(storage) if marker.length == length)
     markers = {marker.day: marker for marker in usable if marker.day in set(validated)}
@@ -146,105 +162,9 @@ def build_features(config: Config, *, day: date) -> FeaturesBuilt:
             elif days[-1] >= day and _is_chain([markers[d] for d in ends if d >= days[-1]]):
                 break
     if written:
-        _remove_stale(storage, kept=markers)
+        remove_unmarked(storage, kept=markers)
     rows = {view: sum(marker.num_rows[view] for marker in written) for view in VIEWS.values()}
     return FeaturesBuilt(day, tuple(marker.day for marker in written), rows, markers[day].num_users)
-
-
-def materialize_features(config: Config, *, day: date, now: datetime | None = None) -> FeaturesMaterialized:
-    """Put every user's sequence as it stands at the end of `day` into the online store.
-
-    What is online already never grows older: an earlier day than the newest one online brings in
-    what was built again since, up to the newest one.
-
-    Args:
-        config: settings; locations.work and profile.
-        day: partition key, built.
-        now: the time of the run; the clock's without it.
-
-    Raises:
-        MissingPartition: the day's features are not built.
-        DataError: the day is not over, so its sequences are not final.
-        PlatformError: the feature store does not answer.
-    """
-    from storyrec.features.store import open_feature_store
-
-    storage = open_storage(config.locations.work, s3_endpoint=config.locations.s3_endpoint)
-    marker = read_marker(storage, day)
-    end = midnight(day + timedelta(days=1))
-    if end > (now or datetime.now(UTC)):
-        raise DataError(
-            f"the day {day} is not over",
-            expected=f"a run after {end:%Y-%m-%d %H:%M} UTC",
-            where="materialize_features",
-            remedy="run it again after midnight UTC; a window that ends in the future would hide late clicks",
-        )
-    client = open_feature_store(config.locations.work, profile=config.profile)
-    windows = [client.materialize(view, start=midnight(marker.since), end=end) for view in VIEWS.values()]
-    return FeaturesMaterialized(day, min(w.start for w in windows), max(w.end for w in windows), marker.num_users)
-
-
-def read_marker(storage: Storage, day: date) -> Marker:
-    """The marker of a built day.
-
-    Raises:
-        MissingPartition: the day is not built.
-    """
-    found = storage.read_versioned(_marker_key(day))
-    if found is None:
-        raise MissingPartition(
-            f"the features of {day} are not built",
-            expected=_marker_key(day),
-            where=storage.url,
-            remedy=f"run build_features for {day} first",
-        )
-    return _marker(found[0])
-
-
-def read_markers(storage: Storage) -> list[Marker]:
-    """The markers of all built partitions, oldest first."""
-    keys = [key for key in storage.list("features/dt=") if re.fullmatch(r"features/dt=[\d-]+\.json", key)]
-    return sorted((_marker(storage.read(key)) for key in keys), key=lambda marker: marker.day)
-
-
-def validated_days(storage: Storage) -> list[date]:
-    """The days whose validation ended well, ascending."""
-    keys = [key for key in storage.list("reports/dt=") if re.fullmatch(r"reports/dt=[\d-]+\.json", key)]
-    passed = (key for key in keys if json.loads(storage.read(key))["status"] != "stopped")
-    return sorted(date.fromisoformat(key[len("reports/dt=") : -len(".json")]) for key in passed)
-
-
-def read_clicks(storage: Storage, domain: Domain, days: Iterable[date]) -> tuple[ClickLog, int]:
-    """The validated clicks of some days, and how many log rows were read for them.
-
-    Raises:
-        DataError: a partition cannot be read.
-    """
-    found = read_days(storage, TABLES[domain], days, prefix=VALIDATED, columns=CLICK_COLUMNS[domain])
-    for problem in found.problems.values():
-        raise problem
-    return ClickLog.from_table(found.table, domain), found.table.num_rows
-
-
-def read_state(storage: Storage, day: date) -> dict[Domain, ClickLog]:
-    """Each user's last clicks at the end of a built day."""
-    state = {}
-    for domain, view in VIEWS.items():
-        content = storage.read(f"features/{_part(f'state/{view}', day)}")
-        state[domain] = log_from_table(pq.read_table(pa.BufferReader(content)))
-    return state
-
-
-def write_rows(storage: Storage, view: str, day: date, rows: pa.Table) -> None:
-    """Write one partition of a feature view's offline source, whole or not at all."""
-    sink = pa.BufferOutputStream()
-    pq.write_table(rows, sink, compression="zstd", use_dictionary=False)
-    storage.write(f"features/{_part(view, day)}", sink.getvalue().to_pybytes())
-
-
-def midnight(day: date) -> datetime:
-    """The first moment of a day, UTC."""
-    return datetime.combine(day, time(), UTC)
 
 
 def _build_partition(
@@ -261,7 +181,7 @@ def _build_partition(
     found = (days[0], _digest(clicks.values()), _digest(state.values()))
     if before and (before.since, before.clicks, before.base) == found:
         return before, read_state(storage, day), False
-    storage.delete(_marker_key(day))  # a partition that is being replaced is not built
+    delete_marker(storage, day)
     num_rows, num_users, after = {}, {}, {}
     for domain, view in VIEWS.items():
         log = join_logs([state[domain], clicks[domain]])
@@ -269,10 +189,10 @@ def _build_partition(
         latest = latest_sequences(log, length=length)
         after[domain] = latest.as_log()
         write_rows(storage, view, day, rows)
-        write_rows(storage, f"state/{view}", day, log_table(after[domain]))
         num_rows[view], num_users[view] = rows.num_rows, len(latest.start_R)
     marker = Marker(day, *found[:1], length, *found[1:], _digest(after.values()), num_rows, num_users)
-    storage.write(_marker_key(day), json.dumps(asdict(marker), indent=2, default=str).encode())
+    write_state(storage, day, after)
+    write_marker(storage, marker)
     return marker, after, True
 
 
@@ -298,19 +218,6 @@ def _next_pass(
 def _is_chain(markers: Sequence[Marker]) -> bool:
     """Whether each partition was built on the state that the one before it left."""
     return all(earlier.state == later.base for earlier, later in pairwise(markers))
-
-
-def _remove_stale(storage: Storage, *, kept: Iterable[date]) -> None:
-    """Remove partitions without a marker: leftovers of a killed run, or days that another partition holds now."""
-    names = {f"dt={day}" for day in kept}
-    for marker in storage.list("features/dt="):
-        if marker.removeprefix("features/").removesuffix(".json") not in names:
-            storage.delete(marker)
-    for view in VIEWS.values():
-        for folder in (f"features/{view}/", f"features/state/{view}/"):
-            for key in storage.list(folder):
-                if key.removeprefix(folder).partition("/")[0] not in names:
-                    storage.delete(key)
 
 
 def _require_validated(storage: Storage, day: date) -> None:
@@ -344,20 +251,3 @@ def _digest(logs: Iterable[ClickLog]) -> str:
 
 def _no_state() -> dict[Domain, ClickLog]:
     return {domain: join_logs([]) for domain in VIEWS}
-
-
-def _part(view: str, day: date) -> str:
-    return f"{view}/dt={day}/part-0.parquet"
-
-
-def _marker_key(day: date) -> str:
-    return f"features/dt={day}.json"
-
-
-def _marker(content: bytes) -> Marker:
-    read = json.loads(content)
-    days = {name: date.fromisoformat(read[name]) for name in ("day", "since")}
-    return Marker(**{**read, **days})
-
-
-from storyrec.features.compare import compare_sequences  # noqa: E402,F401

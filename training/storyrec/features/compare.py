@@ -15,12 +15,12 @@ import pandas as pd
 
 from storyrec.config import Config
 from storyrec.errors import DataError
-from storyrec.features.build import VALIDATED, read_clicks, read_marker, validated_days
 from storyrec.features.events import COLUMNS, EVENT_TIME
+from storyrec.features.partitions import VALIDATED, read_clicks, read_marker, validated_days, work_folder
 from storyrec.features.sequences import ClickLog, to_int64
 from storyrec.logs.partitions import read_partition
 from storyrec.schema import Domain
-from storyrec.storage import open_storage
+from storyrec.storage import FolderStorage
 
 THE_BEGINNING_US = np.iinfo(np.int64).min
 
@@ -60,7 +60,7 @@ def compare_sequences(config: Config, *, day: date, num_rows: int) -> SequencesC
     """
     from storyrec.features.store import open_feature_store
 
-    storage = open_storage(config.locations.work, s3_endpoint=config.locations.s3_endpoint)
+    storage = FolderStorage(work_folder(config.locations.work))
     read_marker(storage, day)
     impressions = read_partition(
         storage, "impressions", day, prefix=VALIDATED, columns=("user_id", "shown_at", "clicked")

@@ -21,14 +21,14 @@ import pyarrow as pa
 
 from storyrec.config import Config
 from storyrec.errors import ModelError
-from storyrec.features.build import midnight, write_rows
 from storyrec.features.events import EVENT_TIME, KNOWN_TIME
+from storyrec.features.partitions import midnight, work_folder, write_rows
 from storyrec.manifest import MANIFEST, Manifest
 from storyrec.match import nearest_stories
 from storyrec.progress import track
 from storyrec.registry import BUNDLES, read_champion
 from storyrec.schema import TIMESTAMP
-from storyrec.storage import Storage, open_storage
+from storyrec.storage import FolderStorage, Storage, open_storage
 
 VIEWS = ("story_embedding", "product_embedding", "stories_for_product")
 ARRAYS = (
@@ -80,7 +80,7 @@ def publish_features(config: Config, *, day: date) -> FeaturesPublished:
         ModelError: the champion's bundle is damaged.
         PlatformError: the feature store does not answer.
     """
-    storage = open_storage(config.locations.work, s3_endpoint=config.locations.s3_endpoint)
+    storage = FolderStorage(work_folder(config.locations.work))
     registry = open_storage(config.locations.registry, s3_endpoint=config.locations.s3_endpoint)
     num_stories = config.match.num_stories
     pointer = read_champion(registry)

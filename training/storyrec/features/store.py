@@ -5,12 +5,12 @@ what was not known yet, rows in are rows out, and an older window never replaces
 """
 
 import contextlib
-import fcntl
 import io
 import logging
 import os
 import re
 import runpy
+import sqlite3
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -25,6 +25,8 @@ import pandas as pd
 import yaml
 
 from storyrec.errors import ConfigError, DataError, PlatformError, StoryrecError
+from storyrec.features.events import EVENT_TIME
+from storyrec.features.partitions import one_writer, work_folder
 from storyrec.storage import write_file
 
 
@@ -53,7 +55,6 @@ logging.getLogger("feast.repo_config").setLevel(logging.ERROR)  # it warns that 
 
 FEATURE_REPO = "STORYREC_FEATURE_REPO"
 """Environment variable: where `feature_repo/` is; default: beside the source root."""
-EVENT_TIME = "event_timestamp"
 THE_BEGINNING = datetime(1970, 1, 1, tzinfo=UTC)
 ONE_MICROSECOND = timedelta(microseconds=1)
 
@@ -101,7 +102,7 @@ class FeatureStoreClient:
         with _environment("STORYREC_FEATURES", str(self._features)):
             names = runpy.run_path(str(self._repo / "definitions.py"))
         kinds = (Entity, FeatureView, FeatureService)
-        with self._locked(), _feast("register the definitions"):
+        with one_writer(self._lock), _feast("register the definitions"):
             self._store.apply([value for value in names.values() if isinstance(value, kinds)])
 
     def materialized_until(self, view: str) -> datetime | None:
@@ -130,7 +131,7 @@ class FeatureStoreClient:
         Raises:
             PlatformError: the online store does not answer.
         """
-        with self._locked():
+        with one_writer(self._lock):  # the embedded registry is one file that is rewritten whole
             until = self.materialized_until(view)
             window = Window(min(start, until) if until else THE_BEGINNING, max(end, until) if until else end)
             restated = until is not None and window.start < until
@@ -189,13 +190,6 @@ class FeatureStoreClient:
         return [UserSequences(*row) for row in zip(*columns, strict=True)]
 
     @contextlib.contextmanager
-    def _locked(self) -> Iterator[None]:
-        """One writer at a time: the embedded registry is one file that is rewritten whole."""
-        with open(self._lock, "w") as lock:  # the kernel frees it if we are killed
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            yield
-
-    @contextlib.contextmanager
     def _equal_times_replace(self, restated: bool) -> Iterator[None]:
         """Let a restated value replace the one of the same event time, which Redis refuses by itself.
 
@@ -225,20 +219,15 @@ def open_feature_store(work: str, *, profile: Literal["local", "cluster"]) -> Fe
         PlatformError: there is no feature repository, or Feast refuses.
     """
     repo = Path(os.environ.get(FEATURE_REPO) or Path(__file__).resolve().parents[3] / "feature_repo")
-    if work.startswith("s3://"):
-        raise ConfigError(
-            f"'{work}' is no folder",
-            expected="a folder, on a cluster one that every worker mounts",
-            where="locations.work",
-            remedy="set it to a folder; logs and registry may stay in S3",
-        )
-    root = Path(work.removeprefix("file://")).resolve()
+    root = work_folder(work)
     folder = root / "feast"
     folder.mkdir(parents=True, exist_ok=True)
     settings = _settings(repo / ("feature_store.yaml" if profile == "local" else "feature_store.cluster.yaml"))
     if profile == "local":
         settings["registry"]["path"] = str(folder / "registry.db")
         settings["online_store"]["path"] = str(folder / "online.db")
+        with contextlib.closing(sqlite3.connect(settings["online_store"]["path"])) as online:
+            online.execute("PRAGMA journal_mode=WAL")  # reads go on while a batch is written
         write_file(folder / "feature_store.yaml", yaml.safe_dump(settings, sort_keys=False).encode())
     with _feast("open"):
         config = RepoConfig(**settings)
