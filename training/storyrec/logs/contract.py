@@ -22,6 +22,7 @@ from storyrec.logs.rules import QUARANTINED, RULES, DayFacts, DayRule, Expectati
 
 if TYPE_CHECKING:
     from great_expectations.core.expectation_validation_result import ExpectationValidationResult
+    from great_expectations.data_context.data_context.ephemeral_data_context import EphemeralDataContext
 
 Status = Literal["passed", "violated", "broken"]
 
@@ -66,18 +67,7 @@ def check_contract(
     from great_expectations.core.run_identifier import RunIdentifier
 
     logging.getLogger("great_expectations").setLevel(logging.ERROR)
-    context = gx.get_context(mode="ephemeral")
-    context.variables.progress_bars = {"globally": False}  # type: ignore[assignment]
-    context.delete_data_docs_site("local_site")
-    context.add_data_docs_site(
-        site_name="docs",
-        site_config={
-            "class_name": "SiteBuilder",
-            "show_how_to_buttons": False,  # type: ignore[typeddict-unknown-key]
-            "site_index_builder": {"class_name": "DefaultSiteIndexBuilder"},
-            "store_backend": {"class_name": "TupleFilesystemStoreBackend", "base_directory": str(docs)},
-        },
-    )
+    context = _context(docs)
     outcomes: dict[str, dict[str, Outcome]] = {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # GX on its own use of marshmallow and pandas
@@ -104,6 +94,30 @@ def check_contract(
             outcomes[table] = {rule.name: _outcome(found.get(rule.name), rule, judged) for rule, _ in checks}
         context.build_data_docs(site_names=["docs"])
     return outcomes
+
+
+def _context(docs: Path) -> "EphemeralDataContext":
+    """A context in memory whose only files are the data docs."""
+    import great_expectations as gx
+    from great_expectations.data_context.types.base import (
+        DataContextConfig,
+        InMemoryStoreBackendDefaults,
+        ProgressBarsConfig,
+    )
+
+    site = {
+        "class_name": "SiteBuilder",
+        "show_how_to_buttons": False,
+        "site_index_builder": {"class_name": "DefaultSiteIndexBuilder"},
+        "store_backend": {"class_name": "TupleFilesystemStoreBackend", "base_directory": str(docs)},
+    }
+    settings = DataContextConfig(
+        store_backend_defaults=InMemoryStoreBackendDefaults(init_temp_docs_sites=False),
+        data_docs_sites={"docs": site},
+        progress_bars=ProgressBarsConfig(globally=False),
+        analytics_enabled=False,
+    )
+    return gx.get_context(project_config=settings, mode="ephemeral")
 
 
 def judgeable(table: str, facts: DayFacts | None) -> list[tuple[RowRule | DayRule, Expectation]]:

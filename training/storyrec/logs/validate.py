@@ -6,8 +6,9 @@ old report goes, then quarantine, clean partitions, catalog ids and data docs ar
 """
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from statistics import median
@@ -15,7 +16,7 @@ from statistics import median
 import numpy as np
 
 from storyrec.config import Config
-from storyrec.errors import DayStopped
+from storyrec.errors import DayStopped, StorageError
 from storyrec.logs.contract import Judged, Outcome, check_contract
 from storyrec.logs.judge import Judgement, judge
 from storyrec.logs.known import CATALOG_IDS, read_pairs, replace_pairs
@@ -190,8 +191,7 @@ def _finish(
     work: Storage, judgement: Judgement, *, name: str, caught_up: bool, tracker: Tracker | None
 ) -> list[ValidationReport]:
     """Check the contract, then write everything that the days are to have."""
-    with tempfile.TemporaryDirectory() as folder:
-        docs = Path(folder)
+    with _scratch_folder() as docs:
         outcomes = _check(judgement, name=name, docs=docs, with_days=not caught_up)
         if tracker:
             tracker.advance(note="contract checked")
@@ -203,6 +203,19 @@ def _finish(
     if tracker:
         tracker.advance(note="written")
     return reports
+
+
+@contextmanager
+def _scratch_folder() -> Iterator[Path]:
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            yield Path(folder)
+    except OSError as error:
+        raise StorageError(
+            f"cannot write the data docs: {error.strerror or error}",
+            where=tempfile.gettempdir(),
+            remedy="free space there or name another folder in TMPDIR, then run the same command again",
+        ) from error
 
 
 def _check(judgement: Judgement, *, name: str, docs: Path, with_days: bool) -> dict[str, dict[str, Outcome]]:
