@@ -255,3 +255,23 @@ def test_a_registry_that_refuses_ends_in_a_storage_error(tmp_path: Path) -> None
     make_bundle(tmp_path / "bundle", day=DAYS[0])
     with pytest.raises(StorageError, match="cannot write"):
         push_bundle(FolderStorage(tmp_path / "file"), tmp_path / "bundle")
+
+
+def test_a_deployment_between_reading_and_writing_the_pointer_wins(storage: Storage, tmp_path: Path) -> None:
+    first = deploy(storage, tmp_path / "1", day=DAYS[0], expected=None)
+    read = storage.read_versioned
+    quicker: list[str] = []
+
+    def read_then_be_overtaken(key: str) -> tuple[bytes, str] | None:
+        found = read(key)
+        if not quicker:
+            quicker.append("d" * 16)
+            switch_champion(storage, version=quicker[0], day=DAYS[1], expected_version=first)
+        return found
+
+    storage.read_versioned = read_then_be_overtaken  # type: ignore[method-assign]
+    with pytest.raises(Conflict):
+        switch_champion(storage, version="e" * 16, day=DAYS[2], expected_version=first)
+    pointer = read_champion(storage)
+    assert pointer is not None
+    assert pointer.champion.version == "d" * 16

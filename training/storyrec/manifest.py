@@ -7,7 +7,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path, PurePosixPath
 
@@ -39,6 +39,13 @@ class Manifest:
     def model_files(self) -> dict[str, str]:
         """The files that the version is made from."""
         return {name: digest for name, digest in self.files.items() if name not in RECORDS}
+
+    def with_records(self, records: Mapping[str, bytes]) -> "Manifest":
+        """The manifest of the same model with more files of RECORDS, by name."""
+        sums = {name: hashlib.sha256(content).hexdigest() for name, content in records.items()}
+        if not sums.keys() <= set(RECORDS):
+            raise ValueError(f"{sorted(sums)} are not all records: {RECORDS}")
+        return replace(self, files={**self.files, **sums})
 
     def to_json(self) -> bytes:
         """The bytes of manifest.json."""

@@ -106,12 +106,13 @@ def champion_before(storage: Storage, day: date) -> Champion | None:
     return earlier[-1] if earlier else None
 
 
-def push_bundle(storage: Storage, folder: Path) -> str:
+def push_bundle(storage: Storage, folder: Path, *, records: Mapping[str, bytes] | None = None) -> str:
     """Put a bundle into the registry, manifest last; nothing is written where it is already there.
 
     Args:
         storage: the registry.
         folder: a complete bundle.
+        records: files that tell about the model and are pushed with it, by name.
 
     Returns:
         The bundle's version.
@@ -119,11 +120,14 @@ def push_bundle(storage: Storage, folder: Path) -> str:
     Raises:
         ModelError: the folder's sums do not match its manifest, or other model files have this version.
     """
-    manifest = verify_folder(folder)
+    manifest = verify_folder(folder).with_records(records or {})
     prefix = f"{BUNDLES}/{manifest.version}"
     there = storage.read_versioned(f"{prefix}/{MANIFEST}")
     if there is None:
-        storage.upload(folder, prefix, last=MANIFEST)
+        for name in sorted(manifest.files):
+            content = records[name] if records and name in records else (folder / name).read_bytes()
+            storage.write(f"{prefix}/{name}", content)
+        storage.write(f"{prefix}/{MANIFEST}", manifest.to_json())
     elif Manifest.from_json(there[0], where=f"{storage.url}/{prefix}").model_files != manifest.model_files:
         raise ModelError(
             f"version {manifest.version} is in the registry with other model files",

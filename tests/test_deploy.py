@@ -1,0 +1,348 @@
+"""Deployment by its effects: what the registry and the run's folder hold afterwards."""
+
+import json
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from threading import Barrier
+
+import numpy as np
+import pytest
+
+from s3_server import S3Server
+from storyrec.bundle import Bundle
+from storyrec.config import Config, Locations
+from storyrec.deploy import Outcome, deploy_model, keep_champion, query_pushed
+from storyrec.errors import ModelError, StorageError
+from storyrec.gate import bless_model
+from storyrec.manifest import seal_folder
+from storyrec.registry import fetch_bundle, push_bundle, read_champion, rollback, switch_champion
+from storyrec.storage import FolderStorage, Storage, open_storage
+
+NUM_USERS = 300
+DAYS = tuple(date(2026, 3, day) for day in range(4, 9))
+
+
+@dataclass(frozen=True)
+class Place:
+    """A registry and a work folder."""
+
+    config: Config
+    registry: Storage
+    work: Path
+
+    def pointer(self) -> bytes | None:
+        found = self.registry.read_versioned("champion.json")
+        return found[0] if found else None
+
+    def outcome(self, day: date) -> dict[str, object]:
+        return json.loads((self.work / f"runs/dt={day}/outcome.json").read_text())
+
+    def champion(self) -> str | None:
+        pointer = read_champion(self.registry)
+        return pointer.champion.version if pointer else None
+
+
+@pytest.fixture(params=["folder", "s3"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
+    endpoint = ""
+    url = str(tmp_path / "registry")
+    if request.param == "s3":
+        server: S3Server = request.getfixturevalue("s3")
+        url, endpoint = server.new_storage().url, server.endpoint
+    locations = Locations(registry=url, work=str(tmp_path / "work"), s3_endpoint=endpoint)
+    return Place(Config(locations=locations), open_storage(url, s3_endpoint=endpoint), tmp_path / "work")
+
+
+@dataclass(frozen=True)
+class Run:
+    """The folders that a day's run hands to its last step."""
+
+    bundle: Path
+    evaluation: Path
+    verdict: Path
+    version: str
+    day: date
+
+    def deploy(self, place: Place) -> Outcome:
+        return deploy_model(place.config, bundle=self.bundle, evaluation=self.evaluation, verdict=self.verdict)
+
+
+def make_run(
+    place: Place,
+    packed: Path,
+    folder: Path,
+    *,
+    day: date,
+    champion: str | None,
+    auc: float = 0.66,
+    before: float = 0.65,
+) -> Run:
+    """A bundle of `day`, evaluated and judged against `champion`; the gate really judges."""
+    bundle = folder / "bundle"
+    shutil.copytree(packed, bundle)
+    version = seal_folder(bundle, day=day).version
+    noise = np.random.default_rng(0).uniform(-0.1, 0.1, NUM_USERS)
+    challenger_auc, champion_auc = (mean + noise - noise.mean() for mean in (auc, before))
+    (folder / "evaluation").mkdir()
+    metrics = {"per_user_auc": float(challenger_auc.mean()), "has_nan": False}
+    other = {"version": champion, "metrics": {"per_user_auc": float(champion_auc.mean()), "has_nan": False}}
+    evaluation = {
+        "day": day.isoformat(),
+        "challenger": {"version": version, "metrics": metrics, "onnx_difference": 1e-7},
+        "champion": other if champion else None,
+    }
+    (folder / "evaluation" / "evaluation.json").write_text(json.dumps(evaluation))
+    (folder / "evaluation" / "report.html").write_text("<p>report</p>")
+    np.savez(
+        folder / "evaluation" / "per_user.npz",
+        user_ids=np.arange(NUM_USERS),
+        challenger_auc=challenger_auc,
+        champion_auc=champion_auc,
+    )
+    bless_model(place.config, evaluation=folder / "evaluation", out=folder / "verdict")
+    return Run(bundle, folder / "evaluation", folder / "verdict", version, day)
+
+
+def test_a_first_model_and_its_successor_are_deployed(place: Place, packed: Path, tmp_path: Path) -> None:
+    first = make_run(place, packed, tmp_path / "1", day=DAYS[0], champion=None)
+    outcome = first.deploy(place)
+    assert (outcome.deployed, outcome.status, outcome.previous) == (True, "deployed", None)
+    assert place.champion() == first.version
+
+    second = make_run(place, packed, tmp_path / "2", day=DAYS[1], champion=first.version)
+    outcome = second.deploy(place)
+    assert (outcome.deployed, outcome.version, outcome.previous) == (True, second.version, first.version)
+    pointer = json.loads(place.pointer() or b"")
+    assert (pointer["version"], pointer["previous"]["version"]) == (second.version, first.version)
+    assert pointer["verdict"]["champion"] == first.version
+    assert pointer["verdict"]["reasons"] == list(outcome.reasons)
+
+    fetch_bundle(place.registry, second.version, tmp_path / "copy")
+    assert Bundle.load(tmp_path / "copy").version == second.version
+    for name, source in (("evaluation.json", second.evaluation), ("verdict.json", second.verdict)):
+        assert (tmp_path / "copy" / name).read_bytes() == (source / name).read_bytes()
+        assert (place.work / f"runs/dt={DAYS[1]}" / name).read_bytes() == (source / name).read_bytes()
+    assert (place.work / f"runs/dt={DAYS[1]}/report.html").read_text() == "<p>report</p>"
+    recorded = place.outcome(DAYS[1])
+    assert recorded == {
+        "day": "2026-03-05",
+        "status": "deployed",
+        "deployed": True,
+        "version": second.version,
+        "previous": first.version,
+        "champion": second.version,
+        "reasons": list(outcome.reasons),
+    }
+
+
+def test_a_worse_challenger_leaves_the_pointer_and_pushes_nothing(place: Place, packed: Path, tmp_path: Path) -> None:
+    first = make_run(place, packed, tmp_path / "1", day=DAYS[0], champion=None)
+    first.deploy(place)
+    before = {key: place.registry.read(key) for key in place.registry.list()}
+    worse = make_run(place, packed, tmp_path / "2", day=DAYS[1], champion=first.version, auc=0.62)
+    for outcome in (
+        worse.deploy(place),
+        keep_champion(place.config, bundle=worse.bundle, verdict=worse.verdict, evaluation=worse.evaluation),
+    ):
+        assert (outcome.deployed, outcome.status) == (False, "not deployed")
+        assert outcome.champion == outcome.previous == first.version
+        assert any(first.version in reason for reason in outcome.reasons)
+        assert {key: place.registry.read(key) for key in place.registry.list()} == before
+        assert place.outcome(DAYS[1])["deployed"] is False
+        assert place.outcome(DAYS[1])["reasons"] == list(outcome.reasons)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "missing",
+        "not json",
+        "a list",
+        {"blessed": "yes"},
+        {"blessed": 1},
+        {"blessed": None},
+        {"challenger": "0" * 16},
+        {"challenger": None},
+        {"day": "2026-03-05"},
+        {"champion": KeyError},
+        {"reasons": []},
+    ],
+)
+def test_a_verdict_that_is_no_blessing_of_this_bundle_deploys_nothing(
+    packed: Path, tmp_path: Path, damage: str | dict[str, object]
+) -> None:
+    config = Config(locations=Locations(registry=str(tmp_path / "registry"), work=str(tmp_path / "work")))
+    place = Place(config, FolderStorage(tmp_path / "registry"), tmp_path / "work")
+    run = make_run(place, packed, tmp_path / "1", day=DAYS[0], champion=None)
+    path = run.verdict / "verdict.json"
+    if isinstance(damage, dict):
+        changed = json.loads(path.read_text()) | damage
+        path.write_text(json.dumps({name: value for name, value in changed.items() if value is not KeyError}))
+    elif damage == "missing":
+        path.unlink()
+    else:
+        path.write_text("[]" if damage == "a list" else "{")
+    outcome = run.deploy(place)
+    assert not outcome.deployed
+    assert outcome.reasons
+    assert place.registry.list() == []
+    assert place.outcome(DAYS[0])["reasons"] == list(outcome.reasons)
+
+
+def test_a_missing_evaluation_deploys_nothing(place: Place, packed: Path, tmp_path: Path) -> None:
+    run = make_run(place, packed, tmp_path / "1", day=DAYS[0], champion=None)
+    (run.evaluation / "evaluation.json").unlink()
+    outcome = run.deploy(place)
+    assert not outcome.deployed
+    assert "evaluation.json" in outcome.reasons[0]
+    assert place.registry.list() == []
+
+
+def test_a_run_that_is_run_again_is_already_deployed(place: Place, packed: Path, tmp_path: Path) -> None:
+    first = make_run(place, packed, tmp_path / "1", day=DAYS[0], champion=None)
+    first.deploy(place)
+    before = place.pointer()
+    again = first.deploy(place)
+    assert (again.deployed, again.status, again.previous) == (True, "already deployed", None)
+    assert place.pointer() == before
+
+    second = make_run(place, packed, tmp_path / "2", day=DAYS[1], champion=first.version)
+    second.deploy(place)
+    before = place.pointer()
+    late = first.deploy(place)
+    assert (late.deployed, late.status, late.champion) == (True, "already deployed", second.version)
+    assert place.pointer() == before
+
+
+def test_a_later_days_champion_is_not_replaced(place: Place, packed: Path, tmp_path: Path) -> None:
+    make_run(place, packed, tmp_path / "1", day=DAYS[2], champion=None).deploy(place)
+    before = place.pointer()
+    outcome = make_run(place, packed, tmp_path / "2", day=DAYS[1], champion=None).deploy(place)
+    assert not outcome.deployed
+    assert "a later day" in outcome.reasons[0]
+    assert place.pointer() == before
+
+
+@pytest.mark.parametrize("judged_against", [None, "f" * 16])
+def test_only_the_champion_that_was_judged_is_replaced(
+    place: Place, packed: Path, tmp_path: Path, judged_against: str | None
+) -> None:
+    make_run(place, packed, tmp_path / "1", day=DAYS[0], champion=None).deploy(place)
+    before = place.pointer()
+    outcome = make_run(place, packed, tmp_path / "2", day=DAYS[1], champion=judged_against).deploy(place)
+    assert not outcome.deployed
+    assert "judged against" in outcome.reasons[0]
+    assert place.pointer() == before
+
+
+def test_what_was_rolled_back_is_not_deployed_by_a_rerun(place: Place, packed: Path, tmp_path: Path) -> None:
+    first = make_run(place, packed, tmp_path / "1", day=DAYS[0], champion=None)
+    second = make_run(place, packed, tmp_path / "2", day=DAYS[1], champion=first.version)
+    first.deploy(place)
+    second.deploy(place)
+    rollback(place.registry)
+    outcome = second.deploy(place)
+    assert not outcome.deployed
+    assert "rolled back" in outcome.reasons[0]
+    assert place.champion() == first.version
+
+
+def test_of_two_racing_deployers_one_wins(place: Place, packed: Path, tmp_path: Path) -> None:
+    first = make_run(place, packed, tmp_path / "0", day=DAYS[0], champion=None)
+    first.deploy(place)
+    runs = [make_run(place, packed, tmp_path / str(day), day=day, champion=first.version) for day in DAYS[1:3]]
+    barrier = Barrier(2)
+
+    def deploy(run: Run) -> Outcome:
+        barrier.wait()
+        return run.deploy(place)
+
+    with ThreadPoolExecutor(2) as pool:
+        outcomes = list(pool.map(deploy, runs))
+    winners = [outcome for outcome in outcomes if outcome.deployed]
+    assert len(winners) == 1
+    assert place.champion() == winners[0].version
+    for outcome in outcomes:
+        assert place.outcome(outcome.day)["deployed"] is outcome.deployed
+
+
+def test_a_deployment_lost_at_the_last_moment_is_recorded(
+    place: Place, packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make_run(place, packed, tmp_path / "1", day=DAYS[0], champion=None)
+
+    def overtaken(registry: Storage, version: str, folder: Path) -> None:
+        switch_champion(registry, version="d" * 16, day=DAYS[1], expected_version=None)
+
+    monkeypatch.setattr("storyrec.deploy.query_pushed", overtaken)
+    outcome = run.deploy(place)
+    assert (outcome.deployed, outcome.champion) == (False, "d" * 16)
+    assert "d" * 16 in outcome.reasons[0]
+    assert place.champion() == "d" * 16
+
+
+def test_a_kill_during_the_upload_is_finished_by_a_rerun(place: Place, packed: Path, tmp_path: Path) -> None:
+    run = make_run(place, packed, tmp_path / "1", day=DAYS[0], champion=None)
+    push_bundle(place.registry, run.bundle)
+    # as if the push had been killed before its last two writes
+    place.registry.delete(f"bundles/{run.version}/manifest.json")
+    place.registry.write(f"bundles/{run.version}/ranker.onnx", b"half")
+    with pytest.raises(ModelError, match="never finished"):
+        fetch_bundle(place.registry, run.version, tmp_path / "copy")
+    assert place.champion() is None
+    assert run.deploy(place).deployed
+    fetch_bundle(place.registry, run.version, tmp_path / "copy")
+    assert Bundle.load(tmp_path / "copy").version == run.version
+
+
+def test_a_kill_between_switch_and_record_is_finished_by_a_rerun(place: Place, packed: Path, tmp_path: Path) -> None:
+    run = make_run(place, packed, tmp_path / "1", day=DAYS[0], champion=None)
+    run.deploy(place)
+    (place.work / f"runs/dt={DAYS[0]}/outcome.json").unlink()
+    run.deploy(place)
+    assert place.outcome(DAYS[0])["status"] == "already deployed"
+    assert place.outcome(DAYS[0])["deployed"] is True
+
+
+def test_a_tampered_bundle_is_refused(place: Place, packed: Path, tmp_path: Path) -> None:
+    run = make_run(place, packed, tmp_path / "1", day=DAYS[0], champion=None)
+    with (run.bundle / "ranker.onnx").open("ab") as file:
+        file.write(b"\x00")
+    with pytest.raises(ModelError, match=r"ranker\.onnx was changed"):
+        run.deploy(place)
+    assert place.registry.list() == []
+
+
+def test_a_bundle_damaged_in_the_registry_does_not_get_the_pointer(place: Place, packed: Path, tmp_path: Path) -> None:
+    run = make_run(place, packed, tmp_path / "1", day=DAYS[0], champion=None)
+    push_bundle(place.registry, run.bundle)
+    place.registry.write(f"bundles/{run.version}/ranker.onnx", b"rotten")
+    with pytest.raises(ModelError, match=r"ranker\.onnx was changed"):
+        run.deploy(place)
+    assert place.champion() is None
+
+
+def test_a_bundle_that_scores_nan_does_not_get_the_pointer(place: Place, packed: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(packed, broken)
+    vectors_ND = np.load(broken / "items" / "story_vectors.npy")
+    np.save(broken / "items" / "story_vectors.npy", np.full_like(vectors_ND, np.nan))
+    run = make_run(place, broken, tmp_path / "1", day=DAYS[0], champion=None)
+    with pytest.raises(ModelError, match="no probabilities"):
+        run.deploy(place)
+    assert place.champion() is None
+    with pytest.raises(ModelError):
+        query_pushed(place.registry, run.version, tmp_path / "fetched")
+
+
+def test_a_registry_that_refuses_changes_nothing(packed: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    config = Config(locations=Locations(registry=str(tmp_path / "file"), work=str(tmp_path / "work")))
+    place = Place(config, FolderStorage(tmp_path / "file"), tmp_path / "work")
+    run = make_run(place, packed, tmp_path / "1", day=DAYS[0], champion=None)
+    with pytest.raises(StorageError, match="cannot write"):
+        run.deploy(place)
+    assert not (tmp_path / "work").exists()

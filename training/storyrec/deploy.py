@@ -1,0 +1,240 @@
+"""The steps `deploy_model` and `keep_champion`: the end of a day's run, either way.
+
+A blessed bundle is pushed, fetched back and queried, and then the pointer is switched. Whatever
+happens, runs/dt=D/outcome.json says what and why; it is written last.
+"""
+
+import json
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from storyrec.bundle import Bundle
+from storyrec.config import Config
+from storyrec.errors import Conflict, ModelError
+from storyrec.gate import EVALUATION, VERDICT
+from storyrec.manifest import Manifest, verify_folder
+from storyrec.registry import Pointer, fetch_bundle, push_bundle, read_champion, switch_champion
+from storyrec.storage import Storage, open_storage
+
+OUTCOME = "outcome.json"
+REPORT = "report.html"
+NUM_QUERIES = 16
+
+Status = Literal["deployed", "already deployed", "not deployed"]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a day's run ended.
+
+    Attributes:
+        day: partition key of the run.
+        status: the same as `deployed`, told apart for a run that is run again.
+        deployed: whether the day's bundle is or was made the champion.
+        version: of the day's bundle.
+        previous: version that served before; None: none did.
+        champion: version that serves now; None: none does.
+        reasons: why, for people.
+    """
+
+    day: date
+    status: Status
+    deployed: bool
+    version: str
+    previous: str | None
+    champion: str | None
+    reasons: tuple[str, ...]
+
+    def to_json(self) -> bytes:
+        """The bytes of outcome.json."""
+        content = self.__dict__ | {"day": self.day.isoformat()}
+        return json.dumps(content, indent=2, ensure_ascii=False).encode()
+
+
+def deploy_model(config: Config, *, bundle: Path, evaluation: Path, verdict: Path) -> Outcome:
+    """Make a blessed bundle the champion, or record why not.
+
+    Args:
+        config: settings; locations.
+        bundle: folder that `pack_bundle` wrote.
+        evaluation: folder that `evaluate_model` wrote.
+        verdict: folder that `bless_model` wrote.
+
+    Returns:
+        The outcome, also in runs/dt=D/outcome.json. Not deployed, with the champion as it was, if the
+        verdict is not a blessing of exactly this bundle or another champion than the judged one is
+        deployed.
+
+    Raises:
+        ModelError: the bundle is damaged; nothing was switched.
+        StorageError: a place refuses; nothing was switched.
+    """
+    manifest = verify_folder(bundle)
+    registry = _registry(config)
+    blessing = _read_verdict(verdict)
+    refusals = _refusals(blessing, manifest)
+    if refusals:
+        outcome = _not_deployed(read_champion(registry), manifest, refusals)
+    else:
+        outcome = _deploy(registry, bundle, manifest, evaluation=evaluation, verdict=verdict, blessing=blessing)
+    _record(config, outcome, evaluation=evaluation, verdict=verdict)
+    return outcome
+
+
+def keep_champion(config: Config, *, bundle: Path, verdict: Path, evaluation: Path | None = None) -> Outcome:
+    """Record that a day's bundle was not blessed; what is deployed stays.
+
+    Args:
+        config: settings; locations.
+        bundle: folder that `pack_bundle` wrote.
+        verdict: folder that `bless_model` wrote.
+        evaluation: folder that `evaluate_model` wrote; kept beside the outcome.
+
+    Returns:
+        The outcome, also in runs/dt=D/outcome.json.
+    """
+    manifest = verify_folder(bundle)
+    reasons = _refusals(_read_verdict(verdict), manifest) or ("the run asked to keep the champion",)
+    outcome = _not_deployed(read_champion(_registry(config)), manifest, reasons)
+    _record(config, outcome, evaluation=evaluation, verdict=verdict)
+    return outcome
+
+
+def _deploy(
+    registry: Storage,
+    bundle: Path,
+    manifest: Manifest,
+    *,
+    evaluation: Path,
+    verdict: Path,
+    blessing: Mapping[str, Any],
+) -> Outcome:
+    pointer = read_champion(registry)
+    settled = _settled(pointer, manifest, judged_against=blessing["champion"])
+    if settled is not None:
+        return settled
+    try:
+        records = {EVALUATION: (evaluation / EVALUATION).read_bytes(), VERDICT: (verdict / VERDICT).read_bytes()}
+    except OSError as error:
+        reason = f"what it was blessed on cannot be read: {error.filename}: {error.strerror}"
+        return _not_deployed(pointer, manifest, (reason,))
+    push_bundle(registry, bundle, records=records)
+    with tempfile.TemporaryDirectory(prefix="storyrec-") as scratch:
+        query_pushed(registry, manifest.version, Path(scratch) / "fetched")
+    reasons = tuple(blessing["reasons"])
+    try:
+        switched = switch_champion(
+            registry,
+            version=manifest.version,
+            day=manifest.day,
+            expected_version=blessing["champion"],
+            verdict={"champion": blessing["champion"], "reasons": reasons},
+        )
+    except Conflict as conflict:
+        return _not_deployed(read_champion(registry), manifest, (conflict.found, f"expected: {conflict.expected}"))
+    previous = switched.previous.version if switched.previous else None
+    return Outcome(manifest.day, "deployed", True, manifest.version, previous, manifest.version, reasons)
+
+
+def query_pushed(registry: Storage, version: str, folder: Path) -> None:
+    """Fetch a pushed bundle back, load it as the server does and score a few stories with it.
+
+    Raises:
+        ModelError: it cannot be fetched whole, loaded or queried, or a score is no probability.
+    """
+    fetch_bundle(registry, version, folder)
+    loaded = Bundle.load(folder)
+    generator = np.random.default_rng(0)
+    length = loaded.config.features.sequence_length
+    stories_B = generator.integers(len(loaded.stories.ids_N), size=NUM_QUERIES)
+    sequence_BL = (NUM_QUERIES, length)
+    scores_B = loaded.run_ranker(
+        target_BD=loaded.stories.vectors_ND[stories_B],
+        story_BSD=loaded.stories.vectors_ND[generator.integers(len(loaded.stories.ids_N), size=sequence_BL)],
+        story_blocks_BS=generator.integers(0, loaded.config.model.num_time_blocks + 2, size=sequence_BL),
+        product_BPD=loaded.products.vectors_ND[generator.integers(len(loaded.products.ids_N), size=sequence_BL)],
+        product_blocks_BP=np.zeros(sequence_BL, np.int64),  # a user without product clicks
+    )
+    if scores_B.shape != (NUM_QUERIES,) or not ((scores_B >= 0) & (scores_B <= 1)).all():
+        raise ModelError(
+            "the pushed bundle answers with scores that are no probabilities",
+            where=f"{registry.url}, version {version}",
+            remedy="look at the training of this day; the champion stays",
+        )
+
+
+def _settled(pointer: Pointer | None, manifest: Manifest, *, judged_against: str | None) -> Outcome | None:
+    """The outcome where there is nothing to switch; None where there is."""
+    if pointer is None:
+        return None
+    current = pointer.champion
+    if (current.version, current.day) == (manifest.version, manifest.day):
+        previous = pointer.previous.version if pointer.previous else None
+        reason = f"it was deployed at {current.deployed_at}"
+        return Outcome(manifest.day, "already deployed", True, manifest.version, previous, manifest.version, (reason,))
+    for earlier, before in zip(pointer.history, (None, *pointer.history), strict=False):
+        if earlier.version == manifest.version:
+            previous = before.version if before else None
+            reason = f"it was deployed at {earlier.deployed_at}; since then {current.version} of {current.day} was"
+            return Outcome(
+                manifest.day, "already deployed", True, manifest.version, previous, current.version, (reason,)
+            )
+    if any(withdrawn.version == manifest.version for withdrawn in pointer.withdrawn):
+        return _not_deployed(pointer, manifest, ("it was deployed before and rolled back",))
+    if current.day > manifest.day:
+        reason = f"the champion {current.version} is of {current.day}, a later day"
+        return _not_deployed(pointer, manifest, (reason,))
+    if current.version != judged_against:
+        reason = f"it was judged against {judged_against or 'no champion'}, but {current.version} is deployed"
+        return _not_deployed(pointer, manifest, (reason,))
+    return None
+
+
+def _refusals(blessing: Mapping[str, Any], manifest: Manifest) -> tuple[str, ...]:
+    """Why a verdict is no blessing of this bundle; empty if it is one."""
+    if blessing.get("blessed") is not True:
+        reasons = blessing.get("reasons")
+        return tuple(str(reason) for reason in reasons) if reasons else ("the verdict could not be judged",)
+    if blessing.get("challenger") != manifest.version:
+        return (f"the verdict blesses {blessing.get('challenger')}, this bundle is {manifest.version}",)
+    if blessing.get("day") != manifest.day.isoformat():
+        return (f"the verdict is of {blessing.get('day')}, this bundle of {manifest.day}",)
+    if "champion" not in blessing or not blessing.get("reasons"):
+        return ("the verdict does not say what the bundle was judged against, and why it was blessed",)
+    return ()
+
+
+def _read_verdict(verdict: Path) -> Mapping[str, Any]:
+    try:
+        read = json.loads((verdict / VERDICT).read_bytes())
+    except (OSError, ValueError) as error:
+        read = {"reasons": [f"the verdict could not be read: {error}"]}
+    return read if isinstance(read, dict) else {}
+
+
+def _not_deployed(pointer: Pointer | None, manifest: Manifest, reasons: tuple[str, ...]) -> Outcome:
+    champion = pointer.champion.version if pointer else None
+    return Outcome(manifest.day, "not deployed", False, manifest.version, champion, champion, reasons)
+
+
+def _registry(config: Config) -> Storage:
+    return open_storage(config.locations.registry, s3_endpoint=config.locations.s3_endpoint)
+
+
+def _record(config: Config, outcome: Outcome, *, evaluation: Path | None, verdict: Path) -> None:
+    """Keep what a person wants to see of the run; the outcome last."""
+    work = open_storage(config.locations.work, s3_endpoint=config.locations.s3_endpoint)
+    prefix = f"runs/dt={outcome.day}"
+    sources = [verdict / VERDICT]
+    if evaluation is not None:
+        sources += [evaluation / EVALUATION, evaluation / REPORT]
+    for source in sources:
+        if source.is_file():
+            work.write(f"{prefix}/{source.name}", source.read_bytes())
+    work.write(f"{prefix}/{OUTCOME}", outcome.to_json())

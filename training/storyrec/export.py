@@ -1,0 +1,137 @@
+"""What torch does for a bundle: export the ranker to ONNX, compute item vectors.
+
+Suffixes: B batch, S and P sequences (both of one length), D width, N items.
+"""
+
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from storyrec.errors import ModelError
+from storyrec.finetune import EXTRACTORS
+from storyrec.models.aden import Ranker
+from storyrec.models.extractors import Extractors, ItemFeatures, RawItems
+from storyrec.warmstart import load_weights
+
+INPUTS = ("target_BD", "story_BSD", "story_blocks_BS", "product_BPD", "product_blocks_BP")
+"""Names of the exported ranker's inputs: float32 vectors and int64 time blocks, 0 = padding."""
+
+OUTPUT = "probabilities_B"
+EMBEDDING_BATCH = 4_096
+
+
+class _Clicks(nn.Module):
+    """The ranker with the logistic function behind it."""
+
+    def __init__(self, ranker: Ranker) -> None:
+        super().__init__()
+        self.ranker = ranker
+
+    def forward(
+        self,
+        target_BD: Tensor,
+        story_BSD: Tensor,
+        story_blocks_BS: Tensor,
+        product_BPD: Tensor,
+        product_blocks_BP: Tensor,
+    ) -> Tensor:
+        logits_B = self.ranker(target_BD, story_BSD, story_blocks_BS, product_BPD, product_blocks_BP)
+        return torch.sigmoid(logits_B)
+
+
+def export_ranker(ranker: Ranker, *, sequence_length: int) -> bytes:
+    """The ranker as one ONNX file with its weights inside; the same weights give the same bytes.
+
+    Args:
+        ranker: trained.
+        sequence_length: S and P of the exported graph; the batch size stays free.
+    """
+    width = ranker.time_blocks.embedding_dim
+    batch_size = 3  # anything above 1, which the exporter would take for fixed
+    blocks = [torch.ones(batch_size, sequence_length, dtype=torch.int64) for _ in range(2)]
+    vectors = [torch.zeros(batch_size, sequence_length, width) for _ in range(2)]
+    # five tensors of their own: the exporter takes inputs that are one object for one input
+    example = (torch.zeros(batch_size, width), vectors[0], blocks[0], vectors[1], blocks[1])
+    batch = torch.export.Dim("batch", min=1)
+    registration = logging.getLogger("torch.onnx._internal.exporter._registration")
+    with warnings.catch_warnings(), _quiet(registration):  # both tell of packages that nothing here needs
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(
+            _Clicks(ranker).eval(),
+            example,
+            dynamo=True,
+            verbose=False,
+            input_names=list(INPUTS),
+            output_names=[OUTPUT],
+            dynamic_shapes=tuple({0: batch} for _ in INPUTS),
+            external_data=False,
+        )
+    assert program is not None
+    model = program.model_proto
+    # stack traces and paths of the exporting machine are no part of the model
+    for node in (*model.graph.node, *model.graph.value_info, *model.graph.input, *model.graph.output):
+        node.ClearField("metadata_props")
+        node.ClearField("doc_string")
+    model.graph.ClearField("metadata_props")
+    model.graph.ClearField("doc_string")
+    model.ClearField("metadata_props")
+    content: bytes = model.SerializeToString(deterministic=True)
+    return content
+
+
+@contextmanager
+def _quiet(logger: logging.Logger) -> Iterator[None]:
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def load_trained_extractors(extractors: Extractors, path: Path) -> Extractors:
+    """Put the extractors' weights of dual.safetensors or aden.safetensors into place.
+
+    Raises:
+        ModelError: the file is missing, damaged or of other shapes.
+    """
+    weights = load_weights(path)
+    own = {name.removeprefix(EXTRACTORS): weight for name, weight in weights.items() if name.startswith(EXTRACTORS)}
+    try:
+        extractors.load_state_dict(own)
+    except RuntimeError as error:
+        raise ModelError(
+            f"the extractors' weights do not fit: {error}",
+            expected="weights trained with the settings and the vocabulary beside them",
+            where=str(path),
+            remedy="run the training again with the same settings",
+        ) from error
+    return extractors.eval()
+
+
+def item_vectors(
+    extractors: Extractors, items: RawItems, *, pick: Callable[[ItemFeatures], Tensor]
+) -> npt.NDArray[np.float32]:
+    """One vector per item, in batches, without gradients.
+
+    Args:
+        extractors: trained.
+        items: N items of one domain.
+        pick: which vector of the features, such as `ItemFeatures.item_ND.fget`.
+
+    Returns:
+        [N, width of the picked vector] float32; zeros at an item without title and cover.
+    """
+    parts = []
+    with torch.no_grad():
+        for start in range(0, len(items), EMBEDDING_BATCH):
+            rows_N = np.arange(start, min(start + EMBEDDING_BATCH, len(items)))
+            parts.append(pick(extractors.extract(items, rows_N)).float().numpy())
+    return np.concatenate(parts)
