@@ -6,7 +6,6 @@ what was not known yet, rows in are rows out, and an older window never replaces
 
 import contextlib
 import io
-import logging
 import os
 import re
 import runpy
@@ -50,8 +49,6 @@ def _light_import() -> Iterator[None]:
 with _light_import():
     from feast import Entity, FeatureService, FeatureStore, FeatureView
     from feast.repo_config import RepoConfig
-
-logging.getLogger("feast.repo_config").setLevel(logging.ERROR)  # it warns that one flag has no effect on files
 
 FEATURE_REPO = "STORYREC_FEATURE_REPO"
 """Environment variable: where `feature_repo/` is; default: beside the source root."""
@@ -131,7 +128,7 @@ class FeatureStoreClient:
         Raises:
             PlatformError: the online store does not answer.
         """
-        with one_writer(self._lock):  # the embedded registry is one file that is rewritten whole
+        with one_writer(self._lock):
             until = self.materialized_until(view)
             window = Window(min(start, until) if until else THE_BEGINNING, max(end, until) if until else end)
             restated = until is not None and window.start < until
@@ -224,9 +221,9 @@ def open_feature_store(work: str, *, profile: Literal["local", "cluster"]) -> Fe
     folder.mkdir(parents=True, exist_ok=True)
     settings = _settings(repo / ("feature_store.yaml" if profile == "local" else "feature_store.cluster.yaml"))
     if profile == "local":
-        settings["registry"]["path"] = str(folder / "registry.db")
+        settings["registry"]["path"] = f"sqlite:///{folder}/registry.db"
         settings["online_store"]["path"] = str(folder / "online.db")
-        with contextlib.closing(sqlite3.connect(settings["online_store"]["path"])) as online:
+        with _feast("open"), contextlib.closing(sqlite3.connect(settings["online_store"]["path"])) as online:
             online.execute("PRAGMA journal_mode=WAL")  # reads go on while a batch is written
         write_file(folder / "feature_store.yaml", yaml.safe_dump(settings, sort_keys=False).encode())
     with _feast("open"):
