@@ -114,3 +114,12 @@ def test_user_batches_are_filled_and_depend_on_the_generator_alone() -> None:
     generator = np.random.default_rng(1)
     first, second = (list(user_batches(instances, batch_size=64, generator=generator)) for _ in range(2))
     assert [b.tolist() for b in first] != [b.tolist() for b in second]
+
+
+def test_the_parts_of_a_long_user_are_drawn_anew_each_epoch() -> None:
+    instances = instances_of([1] * 50)
+    generator = np.random.default_rng(1)
+    first, second = (list(user_batches(instances, batch_size=10, generator=generator)) for _ in range(2))
+    assert [len(batch) for batch in first] == [10] * 5
+    assert set(first[0].tolist()) != set(second[0].tolist())
+    assert set(first[0].tolist()) != set(range(10))

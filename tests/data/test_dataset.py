@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from builders import FIRST_DAY, planted_config, planted_dataset, write_partition, write_report, write_validated
+from s3_server import S3Server
 from storyrec.data.dataset import Dataset, build_dataset
 from storyrec.errors import DataError, MissingPartition, SchemaMismatch
 from storyrec.features.sequences import DAY_US, midnight_us
@@ -162,6 +163,17 @@ def test_instances_for_another_models_history(dataset: Dataset) -> None:
     assert (dataset.product_clicks.clicked_us_C[short.product_start_B[some]] >= since_us).all()
     assert (short.product_stop_B[some] == dataset.holdout.product_stop_B[some]).all()
     assert (short.product_start_B > dataset.holdout.product_start_B)[some].any()
+
+
+def test_logs_on_s3_make_the_same_dataset(dataset: Dataset, written: Path, s3: S3Server, tmp_path: Path) -> None:
+    storage = s3.new_storage("work")
+    for path in written.rglob("*"):
+        if path.is_file():
+            storage.write(path.relative_to(written).as_posix(), path.read_bytes())
+    config = planted_config(written)
+    locations = config.locations.model_copy(update={"work": storage.url, "s3_endpoint": s3.endpoint})
+    on_s3 = config.model_copy(update={"locations": locations})
+    assert build_dataset(on_s3, day=LAST_DAY, out=tmp_path / "dataset").digest == dataset.digest
 
 
 def test_a_later_day_changes_nothing(root: Path, tmp_path: Path) -> None:

@@ -74,8 +74,9 @@ class ValidatedLogs:
         rows = self._read("impressions", files, columns=_IMPRESSION_COLUMNS)
         numbers = [day_number(d) for d in days]
         starts, stops = np.searchsorted(rows.day_B, numbers), np.searchsorted(rows.day_B, numbers, side="right")
+        table = rows.table.combine_chunks()  # cutting a day out of thousands of chunks is slow
         for d, start, stop in zip(days, starts.tolist(), stops.tolist(), strict=True):
-            self._impressions[d] = rows.table.slice(start, stop - start)
+            self._impressions[d] = table.slice(start, stop - start)
 
     def _files(self, table: str) -> dict[date, list[str]]:
         files = list_files(self._storage, table, prefix=_PREFIX)
