@@ -48,7 +48,12 @@ def torch_scores(world: World, packed: Path, batch: Batch) -> np.ndarray:
     model.load_state_dict(load_weights(packed / "aden.safetensors"))
     stories, products = raw_items(data, max_words=world.config.features.max_title_words)
     with torch.no_grad():
-        return torch.sigmoid(model.eval()(batch, stories=stories, products=products)).numpy()
+        logits_B = model.eval()(batch, stories=stories, products=products)
+        return torch.sigmoid(logits_B + logit_offset(packed)).numpy()
+
+
+def logit_offset(packed: Path) -> float:
+    return float(json.loads((packed / "training.json").read_bytes())["logit_offset"])
 
 
 def test_the_layout_is_the_documented_one(packed: Path) -> None:
@@ -99,6 +104,37 @@ def test_the_recorded_difference_is_the_one_that_is_there(world: World, packed: 
     assert bundle.onnx_difference <= largest + 1e-7
 
 
+def test_probabilities_meet_the_click_rate_of_the_validation_impressions(world: World, packed: Path) -> None:
+    bundle, data = Bundle.load(packed), world.data
+    batch = make_batch(
+        data,
+        data.validation,
+        np.arange(len(data.validation)),
+        sequence_length=data.sequence_length,
+        block_hours=data.windows.block_hours,
+        num_time_blocks=world.config.model.num_time_blocks,
+    )
+    scores_B = bundle.score(batch, story_vectors=bundle.stories.vectors_ND, product_vectors=bundle.products.vectors_ND)
+    assert scores_B.mean() == pytest.approx(data.validation.clicked_B.mean(), abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("logits", "clicked", "expected"),
+    [
+        ([0.0, 0.0, 0.0, 0.0], [True, False, False, False], np.log(1 / 3)),
+        ([2.0, 2.0], [True, False], -2.0),
+        ([1.0, 2.0], [False, False], 0.0),
+        ([1.0, np.nan], [True, False], 0.0),
+        ([], [], 0.0),
+    ],
+)
+def test_the_offset_is_the_one_that_meets_the_click_rate(logits, clicked, expected) -> None:
+    from storyrec.pack import calibration_offset
+
+    offset = calibration_offset(np.array(logits, np.float32), np.array(clicked, bool))
+    assert offset == pytest.approx(expected, abs=1e-6)
+
+
 def test_a_difference_between_table_and_network_is_seen(world: World, packed: Path, tmp_path: Path) -> None:
     from storyrec.manifest import Manifest
     from storyrec.pack import measure_difference
@@ -110,12 +146,12 @@ def test_a_difference_between_table_and_network_is_seen(world: World, packed: Pa
     model = build_aden(world.config, num_words=world.data.vocabulary.size)
     model.load_state_dict(load_weights(packed / "aden.safetensors"))
     swapped = Bundle.open_unverified(copy, Manifest("", world.data.day, {}))
-    difference = measure_difference(swapped, world.data, model.eval())
+    difference = measure_difference(swapped, world.data, model.eval(), logit_offset=logit_offset(packed))
     assert difference is not None
     assert difference > 1e-3
     np.save(copy / "items" / "story_vectors.npy", np.full_like(vectors_ND, np.nan))
     broken = Bundle.open_unverified(copy, Manifest("", world.data.day, {}))
-    assert measure_difference(broken, world.data, model) is None
+    assert measure_difference(broken, world.data, model, logit_offset=0.0) is None
 
 
 def test_the_batch_size_is_free_and_changes_no_score(world: World, packed: Path) -> None:

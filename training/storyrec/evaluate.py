@@ -70,7 +70,7 @@ def evaluate_model(config: Config, *, dataset: Path, bundle: Path, champion: Pat
         if incumbent and champion_B is not None
         else None,
         "oracle": {"metrics": _on_known(config, holdout, truth_B)} if truth_B is not None else None,
-        "popularity": {"metrics": figures(popularity_B)},
+        "popularity": {"metrics": figures(popularity_B) | {"mean_score": None}},  # counts are no probabilities
         "slices": _slices(data, challenger_B, champion_B),
         "examples": _examples(data, challenger_B),
     }

@@ -28,11 +28,12 @@ EMBEDDING_BATCH = 4_096
 
 
 class _Clicks(nn.Module):
-    """The ranker with the logistic function behind it."""
+    """The ranker with the calibrated logistic function behind it."""
 
-    def __init__(self, ranker: Ranker) -> None:
+    def __init__(self, ranker: Ranker, *, logit_offset: float) -> None:
         super().__init__()
         self.ranker = ranker
+        self.logit_offset = logit_offset
 
     def forward(
         self,
@@ -43,15 +44,16 @@ class _Clicks(nn.Module):
         product_blocks_BP: Tensor,
     ) -> Tensor:
         logits_B = self.ranker(target_BD, story_BSD, story_blocks_BS, product_BPD, product_blocks_BP)
-        return torch.sigmoid(logits_B)
+        return torch.sigmoid(logits_B + self.logit_offset)
 
 
-def export_ranker(ranker: Ranker, *, sequence_length: int) -> bytes:
+def export_ranker(ranker: Ranker, *, sequence_length: int, logit_offset: float) -> bytes:
     """The ranker as one ONNX file with its weights inside; the same weights give the same bytes.
 
     Args:
         ranker: trained.
         sequence_length: S and P of the exported graph; the batch size stays free.
+        logit_offset: added to the logits; makes up for the non-clicks that training left out.
     """
     width = ranker.time_blocks.embedding_dim
     batch_size = 3  # anything above 1, which the exporter would take for fixed
@@ -64,7 +66,7 @@ def export_ranker(ranker: Ranker, *, sequence_length: int) -> bytes:
     with warnings.catch_warnings(), _quiet(registration):  # both tell of packages that nothing here needs
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
-            _Clicks(ranker).eval(),
+            _Clicks(ranker, logit_offset=logit_offset).eval(),
             example,
             dynamo=True,
             verbose=False,

@@ -9,8 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import tomli_w
 import torch
+from scipy.optimize import brentq
+from scipy.special import expit
 
 from storyrec.bundle import ADEN, CONFIG, DUAL, RANKER, TRAINING, VOCABULARY, Bundle, table_path
 from storyrec.config import Config, Windows
@@ -27,7 +30,11 @@ from storyrec.storage import write_file, write_folder
 from storyrec.warmstart import load_weights
 
 CONFIG_SECTIONS = {"windows", "features", "model", "dual", "aden"}  # what makes the model, and no places
+LOGIT_BATCH = 4_096
 PARITY_ROWS = 1_024  # of the validation and of the held-out impressions each
+
+Floats = npt.NDArray[np.float32]
+Booleans = npt.NDArray[np.bool_]
 
 
 def pack_bundle(config: Config, *, dataset: Path, dual: Path, aden: Path, out: Path) -> None:
@@ -61,17 +68,42 @@ def pack_bundle(config: Config, *, dataset: Path, dual: Path, aden: Path, out: P
             progress.advance(note="item tables")
             _write_tables(folder, config=settings, data=data, model=model)
             progress.advance(note="ONNX")
-            write_file(folder / RANKER, export_ranker(model.ranker, sequence_length=config.features.sequence_length))
+            logits_B = _validation_logits(model, data, config=settings)
+            offset = calibration_offset(logits_B, data.validation.clicked_B)
+            training["logit_offset"] = offset
+            ranker = export_ranker(model.ranker, sequence_length=config.features.sequence_length, logit_offset=offset)
+            write_file(folder / RANKER, ranker)
             write_file(folder / TRAINING, json.dumps(training).encode())
             progress.advance(note="parity")
             packed = Bundle.open_unverified(folder, Manifest("", data.day, {}))
-            training["onnx_difference"] = measure_difference(packed, data, model)
+            training["onnx_difference"] = measure_difference(packed, data, model, logit_offset=offset)
             write_file(folder / TRAINING, json.dumps(training, indent=1).encode())
             seal_folder(folder, day=data.day)
             progress.advance()
 
 
-def measure_difference(bundle: Bundle, data: Dataset, model: Aden) -> float | None:
+def calibration_offset(logits_B: Floats, clicked_B: Booleans) -> float:
+    """What to add to all logits so that the mean click probability equals the click rate.
+
+    Training keeps as many non-clicks as clicks, so its probabilities are too high for the natural
+    click rate; one offset mends that and changes no order.
+
+    Args:
+        logits_B: of the validation impressions at their natural click rate, [B].
+        clicked_B: their labels, [B].
+
+    Returns:
+        The offset; 0 where the impressions do not determine one.
+    """
+    click_rate = float(clicked_B.mean()) if len(clicked_B) else 0.0
+    if not 0 < click_rate < 1 or not np.isfinite(logits_B).all():
+        return 0.0
+    logits_B = logits_B.astype(np.float64)
+    bound = 40.0 + float(np.abs(logits_B).max())
+    return float(brentq(lambda offset: expit(logits_B + offset).mean() - click_rate, -bound, bound))
+
+
+def measure_difference(bundle: Bundle, data: Dataset, model: Aden, *, logit_offset: float) -> float | None:
     """Largest |difference| of the bundle's click probabilities from those of the trained network.
 
     The bundle scores from its item tables through ONNX Runtime, the network from titles and covers,
@@ -81,6 +113,7 @@ def measure_difference(bundle: Bundle, data: Dataset, model: Aden) -> float | No
         bundle: packed from `model`.
         data: the dataset of its day.
         model: the trained network, in evaluation mode.
+        logit_offset: the calibration that the bundle was packed with.
 
     Returns:
         The difference; None where there is no impression or a score is not finite.
@@ -103,12 +136,31 @@ def measure_difference(bundle: Bundle, data: Dataset, model: Aden) -> float | No
             batch, story_vectors=bundle.stories.vectors_ND, product_vectors=bundle.products.vectors_ND
         )
         with torch.no_grad():
-            trained_B = torch.sigmoid(model(batch, stories=stories, products=products)).numpy()
+            trained_B = torch.sigmoid(model(batch, stories=stories, products=products) + logit_offset).numpy()
         difference = float(np.abs(served_B.astype(np.float64) - trained_B).max())
         if not math.isfinite(difference):
             return None
         largest = max(largest, difference)
     return largest if math.isfinite(largest) else None
+
+
+def _validation_logits(model: Aden, data: Dataset, *, config: Config) -> Floats:
+    """The network's logits of the validation impressions, [B]."""
+    index_B = np.arange(len(data.validation))
+    stories, products = raw_items(data, max_words=config.features.max_title_words)
+    parts = [np.empty(0, np.float32)]
+    for start in range(0, len(index_B), LOGIT_BATCH):
+        batch = make_batch(
+            data,
+            data.validation,
+            index_B[start : start + LOGIT_BATCH],
+            sequence_length=config.features.sequence_length,
+            block_hours=data.windows.block_hours,
+            num_time_blocks=config.model.num_time_blocks,
+        )
+        with torch.no_grad():
+            parts.append(model(batch, stories=stories, products=products).numpy())
+    return np.concatenate(parts)
 
 
 def _load_aden(config: Config, data: Dataset, path: Path) -> Aden:

@@ -67,8 +67,8 @@ def render_report(
         plots={
             "difference": _plot_difference(per_user["challenger_auc"], per_user["champion_auc"]),
             "calibration": _plot_calibration(evaluation["challenger"]["calibration"]),
-            "dual": _plot_dual(training.get("dual", {}).get("curves", [])),
-            "aden": _plot_aden(training.get("aden", {}).get("curves", [])),
+            "dual": _plot_dual(training["dual"]["curves"]),
+            "aden": _plot_aden(training["aden"]["curves"]),
         },
     )
 
@@ -122,7 +122,7 @@ def _plot_dual(curves: list[Document]) -> markupsafe.Markup:
     axes = figure.subplots()
     epochs = [point["epoch"] for point in curves]
     for name, label, color in (("title_loss", "title loss", "#4878a8"), ("cover_loss", "cover loss", "#d08a2e")):
-        axes.plot(epochs, [point.get(name, np.nan) for point in curves], label=label, color=color)
+        axes.plot(epochs, [point["validation"][name] for point in curves], label=label, color=color)
     axes.set_xlabel("DUAL epoch")
     axes.set_ylabel("validation loss")
     axes.legend(frameon=False)
@@ -133,7 +133,7 @@ def _plot_aden(curves: list[Document]) -> markupsafe.Markup:
     figure = Figure(figsize=(4.6, 3.0), layout="constrained")
     axes = figure.subplots()
     epochs = [point["epoch"] for point in curves]
-    axes.plot(epochs, [point.get("per_user_auc", np.nan) for point in curves], marker="o", color="#4878a8")
+    axes.plot(epochs, [point["validation"]["per_user_auc"] for point in curves], marker="o", color="#4878a8")
     axes.set_xlabel("ADEN epoch")
     axes.set_ylabel("validation per-user AUC")
     return _svg(figure)
