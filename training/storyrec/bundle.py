@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
 RANKER, ADEN, DUAL = "ranker.onnx", "aden.safetensors", "dual.safetensors"
 VOCABULARY, CONFIG, TRAINING = "vocabulary.json", "config.toml", "training.json"
+NUM_PROBES = 16
 NAMES = {Domain.STORY: "story", Domain.PRODUCT: "product"}
 
 Floats = npt.NDArray[np.float32]
@@ -166,6 +167,34 @@ class Bundle:
         if not len(inputs["target_BD"]):
             return np.empty(0, np.float32)
         return np.asarray(self._session.run(None, inputs)[0], np.float32)
+
+    def probe(self) -> None:
+        """Score a few stories of the table, one half of them for a user without clicks.
+
+        Raises:
+            ModelError: an answer is missing or no probability.
+        """
+        generator = np.random.default_rng(0)
+        length = self.config.features.sequence_length
+
+        def rows(table: ItemTable, *shape: int) -> Int64s:
+            return generator.integers(len(table.ids_N), size=shape)
+
+        blocks_BL = generator.integers(0, self.config.model.num_time_blocks + 2, size=(NUM_PROBES, length))
+        blocks_BL[: NUM_PROBES // 2] = 0
+        scores_B = self.run_ranker(
+            target_BD=self.stories.vectors_ND[rows(self.stories, NUM_PROBES)],
+            story_BSD=self.stories.vectors_ND[rows(self.stories, NUM_PROBES, length)],
+            story_blocks_BS=blocks_BL,
+            product_BPD=self.products.vectors_ND[rows(self.products, NUM_PROBES, length)],
+            product_blocks_BP=blocks_BL,
+        )
+        if scores_B.shape != (NUM_PROBES,) or not ((scores_B >= 0) & (scores_B <= 1)).all():
+            raise ModelError(
+                f"bundle {self.version} answers with scores that are no probabilities",
+                where=str(self.folder),
+                remedy="look at the training of its day; the champion stays",
+            )
 
     def vectors(self, catalog: "Catalog", *, domain: Domain) -> Floats:
         """Item vectors [N, D] of a catalog, row by row: the bundle's own, new items embedded."""

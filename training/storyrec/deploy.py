@@ -12,11 +12,9 @@ from datetime import date
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-
 from storyrec.bundle import Bundle
 from storyrec.config import Config
-from storyrec.errors import Conflict, ModelError
+from storyrec.errors import Conflict
 from storyrec.gate import EVALUATION, VERDICT
 from storyrec.manifest import Manifest, verify_folder
 from storyrec.registry import Pointer, fetch_bundle, push_bundle, read_champion, switch_champion
@@ -24,7 +22,6 @@ from storyrec.storage import Storage, open_storage
 
 OUTCOME = "outcome.json"
 REPORT = "report.html"
-NUM_QUERIES = 16
 
 Status = Literal["deployed", "already deployed", "not deployed"]
 
@@ -149,24 +146,7 @@ def query_pushed(registry: Storage, version: str, folder: Path) -> None:
         ModelError: it cannot be fetched whole, loaded or queried, or a score is no probability.
     """
     fetch_bundle(registry, version, folder)
-    loaded = Bundle.load(folder)
-    generator = np.random.default_rng(0)
-    length = loaded.config.features.sequence_length
-    stories_B = generator.integers(len(loaded.stories.ids_N), size=NUM_QUERIES)
-    sequence_BL = (NUM_QUERIES, length)
-    scores_B = loaded.run_ranker(
-        target_BD=loaded.stories.vectors_ND[stories_B],
-        story_BSD=loaded.stories.vectors_ND[generator.integers(len(loaded.stories.ids_N), size=sequence_BL)],
-        story_blocks_BS=generator.integers(0, loaded.config.model.num_time_blocks + 2, size=sequence_BL),
-        product_BPD=loaded.products.vectors_ND[generator.integers(len(loaded.products.ids_N), size=sequence_BL)],
-        product_blocks_BP=np.zeros(sequence_BL, np.int64),  # a user without product clicks
-    )
-    if scores_B.shape != (NUM_QUERIES,) or not ((scores_B >= 0) & (scores_B <= 1)).all():
-        raise ModelError(
-            "the pushed bundle answers with scores that are no probabilities",
-            where=f"{registry.url}, version {version}",
-            remedy="look at the training of this day; the champion stays",
-        )
+    Bundle.load(folder).probe()
 
 
 def _settled(pointer: Pointer | None, manifest: Manifest, *, judged_against: str | None) -> Outcome | None:

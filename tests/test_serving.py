@@ -1,0 +1,393 @@
+"""The model server: the protocol, what it refuses, and the change of champions while it runs."""
+
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from fastapi.testclient import TestClient
+
+from storyrec.bundle import Bundle
+from storyrec.config import Config, Locations, save_config
+from storyrec.errors import ModelError, PlatformError, StorageError
+from storyrec.manifest import seal_folder
+from storyrec.match import nearest_stories
+from storyrec.ranking import NO_CLICKS, Clicks, rank
+from storyrec.registry import push_bundle, read_champion, rollback, switch_champion
+from storyrec.routes import Sequences, create_app
+from storyrec.serving import Champion, serve
+from storyrec.storage import FolderStorage, Storage, open_storage
+
+NOW_US = 20_600 * 86_400_000_000
+DAYS = (date(2026, 3, 4), date(2026, 3, 5))
+
+
+def deploy(registry: Storage, packed: Path, folder: Path, *, day: date) -> str:
+    """Deploy a copy of a bundle under another day, so another version; the gate is not asked."""
+    shutil.copytree(packed, folder)
+    version = seal_folder(folder, day=day).version
+    push_bundle(registry, folder)
+    pointer = read_champion(registry)
+    switch_champion(registry, version=version, day=day, expected_version=pointer.champion.version if pointer else None)
+    return version
+
+
+@pytest.fixture
+def champion(packed: Path, tmp_path: Path) -> Champion:
+    champion = Champion(FolderStorage(tmp_path / "registry"), tmp_path / "cache")
+    deploy(champion.registry, packed, tmp_path / "first", day=DAYS[0])
+    assert champion.refresh()
+    return champion
+
+
+@contextmanager
+def client_of(champion: Champion, *, sequences: Sequences | None = None) -> Iterator[TestClient]:
+    app = create_app(
+        champion,
+        sequences=sequences,
+        poll_seconds=60.0,
+        max_candidates=50,
+        num_stories=3,
+        now_us=lambda: NOW_US,
+    )
+    with TestClient(app) as client:
+        yield client
+
+
+def body(user_id: int, candidate_ids: list[int], **more: Any) -> dict[str, Any]:
+    inputs = [
+        {"name": "user_id", "shape": [1], "datatype": "INT64", "data": [user_id]},
+        {"name": "candidate_ids", "shape": [len(candidate_ids)], "datatype": "INT64", "data": candidate_ids},
+    ]
+    if "now_us" in more:
+        inputs.append({"name": "now_us", "shape": [1], "datatype": "INT64", "data": [more.pop("now_us")]})
+    return {"inputs": inputs, **more}
+
+
+INFER = "/v2/models/storyrec/infer"
+
+
+def outputs(answer: httpx.Response) -> dict[str, list[Any]]:
+    assert answer.status_code == 200, answer.text
+    return {output["name"]: output["data"] for output in answer.json()["outputs"]}
+
+
+def test_scores_are_those_of_the_ranker_on_the_users_clicks(champion: Champion) -> None:
+    bundle = champion.bundle
+    assert bundle is not None
+    clicks = {
+        7: (
+            Clicks(bundle.stories.ids_N[1:4], NOW_US - np.array([9, 5, 1]) * 10**9),
+            Clicks(bundle.products.ids_N[1:6], NOW_US - np.array([8, 7, 6, 5, 4]) * 10**9),
+        )
+    }
+    ids = [int(i) for i in bundle.stories.ids_N[1:20]]
+    with client_of(champion, sequences=lambda user: clicks.get(user, (NO_CLICKS, NO_CLICKS))) as client:
+        answer = client.post(INFER, json=body(7, ids, id="request-1"))
+        other = client.post(INFER, json=body(8, ids))
+        later = client.post(INFER, json=body(7, ids, now_us=NOW_US + 86_400_000_000))
+    expected = rank(bundle, story_clicks=clicks[7][0], product_clicks=clicks[7][1], now_us=NOW_US, candidate_ids=ids)
+    assert outputs(answer)["scores"] == pytest.approx(expected.tolist(), abs=1e-7)
+    read = answer.json()
+    assert (read["id"], read["model_name"], read["model_version"]) == ("request-1", "storyrec", bundle.version)
+    assert read["parameters"] == {"sequences": "online"}
+    assert "id" not in other.json()
+    assert outputs(other)["scores"] != outputs(answer)["scores"] != outputs(later)["scores"]
+
+
+def test_unknown_candidates_get_the_default_score_and_are_listed(champion: Champion) -> None:
+    assert champion.bundle is not None
+    known = int(champion.bundle.stories.ids_N[1])
+    with client_of(champion) as client:
+        found = outputs(client.post(INFER, json=body(1, [999_999, known, -5, 0, 2**63 - 1])))
+    assert found["unknown_candidate_ids"] == [999_999, -5, 0, 2**63 - 1]
+    scores = found["scores"]
+    assert scores[0] == scores[2] == scores[3] == scores[4] != scores[1]
+
+
+def test_a_feature_store_that_fails_costs_the_clicks_and_not_the_answer(champion: Champion) -> None:
+    def down(user_id: int) -> tuple[Clicks, Clicks]:
+        raise ConnectionError("no route to the store")
+
+    with client_of(champion, sequences=down) as client, client_of(champion) as without:
+        answer = client.post(INFER, json=body(1, [1_000, 1_001]))
+        assert answer.json()["parameters"] == {"sequences": "unavailable"}
+        expected = without.post(INFER, json=body(1, [1_000, 1_001]))
+    assert expected.json()["parameters"] == {"sequences": "none"}
+    assert outputs(answer) == outputs(expected)
+
+
+def changed(**changes: Any) -> dict[str, Any]:
+    """A good request with one input's fields replaced, or dropped where the value is None."""
+    good = body(1, [1_000, 1_001])
+    for name, fields in changes.items():
+        (tensor,) = [tensor for tensor in good["inputs"] if tensor["name"] == name]
+        if fields is None:
+            good["inputs"].remove(tensor)
+        else:
+            tensor.update(fields)
+    return good
+
+
+@pytest.mark.parametrize(
+    ("request_body", "said"),
+    [
+        ({}, "inputs"),
+        ({"inputs": []}, "'user_id' is missing"),
+        ({"inputs": "all"}, "inputs"),
+        ([], "body"),
+        (changed(candidate_ids=None), "'candidate_ids' is missing"),
+        (changed(user_id=None), "'user_id' is missing"),
+        (changed(user_id={"data": []}), "0 values"),
+        (changed(user_id={"data": [1, 2], "shape": [2]}), "takes one value"),
+        (changed(user_id={"data": ["1"]}), "integer"),
+        (changed(user_id={"data": [1.5]}), "integer"),
+        (changed(user_id={"data": [True]}), "integer"),
+        (changed(user_id={"data": [2**63]}), "less than"),
+        (changed(user_id={"datatype": "FP32"}), "INT64"),
+        (changed(user_id={"name": "user"}), "user_id"),
+        (changed(candidate_ids={"data": [], "shape": [0]}), "1 to 50"),
+        (changed(candidate_ids={"data": list(range(51)), "shape": [51]}), "1 to 50"),
+        (changed(candidate_ids={"shape": [3]}), "2 values and shape [3]"),
+        (changed(candidate_ids={"shape": [-2]}), "shape [-2]"),
+        (changed(candidate_ids={"shape": [-1, -2]}), "shape [-1, -2]"),
+        (body(1, [1_000], now_us=-1), "now_us"),
+        (body(1, [1_000], now_us=2**63 - 1), "now_us"),
+        ({"inputs": [*body(1, [1_000])["inputs"], body(2, [1_000])["inputs"][0]]}, "twice"),
+    ],
+)
+def test_a_malformed_request_is_told_what_is_wrong(champion: Champion, request_body: Any, said: str) -> None:
+    with client_of(champion) as client:
+        answer = client.post(INFER, json=request_body)
+        assert answer.status_code == 400, answer.text
+        assert said in answer.json()["error"]
+        assert client.post(INFER, json=body(1, [1_000])).status_code == 200
+
+
+def test_what_is_no_json_and_what_does_not_exist_is_refused(champion: Champion) -> None:
+    with client_of(champion) as client:
+        assert client.post(INFER, content=b"{", headers={"content-type": "application/json"}).status_code == 400
+        assert client.get("/v2/models/other").status_code == 404
+        assert client.get(INFER).status_code == 405
+
+
+def test_health_and_metadata(champion: Champion, tmp_path: Path) -> None:
+    assert champion.bundle is not None
+    with client_of(champion) as client:
+        assert client.get("/v2/health/live").json() == {"live": True}
+        assert client.get("/v2/health/ready").json() == {"ready": True, "refused": None}
+        assert client.get("/v2/models/storyrec/ready").status_code == 200
+        model = client.get("/v2/models/storyrec").json()
+        assert (model["name"], model["versions"]) == ("storyrec", [champion.bundle.version])
+        assert {tensor["name"] for tensor in model["inputs"]} == {"user_id", "candidate_ids", "now_us"}
+        assert client.get("/v2").json()["name"] == "storyrec"
+
+
+def test_without_a_champion_the_server_lives_and_is_not_ready(packed: Path, tmp_path: Path) -> None:
+    champion = Champion(FolderStorage(tmp_path / "registry"), tmp_path / "cache")
+    assert not champion.refresh()
+    with client_of(champion) as client:
+        assert client.get("/v2/health/live").status_code == 200
+        assert client.get("/v2/health/ready").status_code == 503
+        answer = client.post(INFER, json=body(1, [1_000]))
+        assert (answer.status_code, answer.json()) == (503, {"error": "no champion is deployed yet"})
+        deploy(champion.registry, packed, tmp_path / "first", day=DAYS[0])
+        champion.refresh()
+        assert client.get("/v2/health/ready").status_code == 200
+        assert client.post(INFER, json=body(1, [1_000])).status_code == 200
+
+
+def test_stories_for_a_product_are_its_nearest(champion: Champion) -> None:
+    bundle = champion.bundle
+    assert bundle is not None
+    product_id = int(bundle.products.ids_N[4])
+    with client_of(champion) as client:
+        answer = client.get(f"/v1/products/{product_id}/stories").json()
+        five = client.get(f"/v1/products/{product_id}/stories", params={"top": 5}).json()
+        for missing in (999_999_999, 0, -1, 10**30):
+            assert client.get(f"/v1/products/{missing}/stories").status_code == 404
+        assert client.get("/v1/products/seven/stories").status_code == 400
+        assert client.get(f"/v1/products/{product_id}/stories", params={"top": 0}).status_code == 400
+    distances_N = np.linalg.norm(bundle.stories.match_NM[1:] - bundle.products.match_NM[4], axis=1)
+    expected = np.argsort(distances_N, kind="stable")[:5]
+    assert [story["story_id"] for story in five["stories"]] == bundle.stories.ids_N[1:][expected].tolist()
+    assert [story["distance"] for story in five["stories"]] == pytest.approx(distances_N[expected].tolist(), rel=1e-4)
+    assert answer["stories"] == five["stories"][:3]
+    assert answer["model_version"] == bundle.version
+    assert nearest_stories(bundle.products.match_NM[4:5], bundle.stories.match_NM[1:], top_k=1)[0][0, 0] == expected[0]
+
+
+def test_a_new_champion_takes_over_and_its_predecessor_after_a_rollback(
+    champion: Champion, packed: Path, tmp_path: Path
+) -> None:
+    first = champion.bundle
+    second = deploy(champion.registry, packed, tmp_path / "second", day=DAYS[1])
+    assert champion.refresh()
+    assert champion.bundle is not None
+    assert champion.bundle.version == second
+    assert [path.name for path in champion.cache.iterdir()] == [second]
+    assert first is not None
+    first.probe()  # a request in flight goes on with the bundle that it began with
+    assert not champion.refresh()
+    rollback(champion.registry)
+    assert champion.refresh()
+    assert champion.bundle.version == first.version
+
+
+@pytest.mark.parametrize("damage", ["changed", "unfinished", "nan", "pointer"])
+def test_a_champion_that_cannot_be_used_is_refused_and_the_old_one_serves(
+    champion: Champion, packed: Path, tmp_path: Path, damage: str
+) -> None:
+    assert champion.bundle is not None
+    first, broken = champion.bundle.version, tmp_path / "broken"
+    shutil.copytree(packed, broken)
+    if damage == "nan":
+        vectors_ND = np.load(broken / "items" / "story_vectors.npy")
+        np.save(broken / "items" / "story_vectors.npy", vectors_ND * np.nan)
+    second = deploy(champion.registry, broken, tmp_path / "second", day=DAYS[1])
+    if damage == "changed":
+        champion.registry.write(f"bundles/{second}/ranker.onnx", b"tampered")
+    elif damage == "unfinished":
+        champion.registry.delete(f"bundles/{second}/manifest.json")
+    elif damage == "pointer":
+        champion.registry.write("champion.json", b"{")
+    with client_of(champion) as client:
+        with pytest.raises(ModelError):
+            champion.refresh()
+        answer = client.post(INFER, json=body(1, [1_000]))
+        assert answer.json()["model_version"] == first
+        ready = client.get("/v2/health/ready")
+        assert ready.status_code == 200
+        if damage != "pointer":
+            assert second in ready.json()["refused"]
+    if damage in ("changed", "unfinished"):
+        champion.registry.delete(f"bundles/{second}/manifest.json")
+        push_bundle(champion.registry, tmp_path / "second")
+        assert champion.refresh()
+        assert champion.bundle.version == second
+        assert champion.refused is None
+
+
+def test_a_restart_serves_from_the_cache_unless_it_was_changed(champion: Champion) -> None:
+    assert champion.bundle is not None
+    version = champion.bundle.version
+    reads: list[str] = []
+    registry = champion.registry
+
+    class Counted(FolderStorage):
+        def read_versioned(self, key: str) -> tuple[bytes, str] | None:
+            reads.append(key)
+            return super().read_versioned(key)
+
+    restarted = Champion(Counted(Path(registry.url)), champion.cache)
+    restarted.refresh()
+    assert reads == ["champion.json"]
+    (champion.cache / version / "ranker.onnx").write_bytes(b"rotten")
+    again = Champion(Counted(Path(registry.url)), champion.cache)
+    again.refresh()
+    assert f"bundles/{version}/ranker.onnx" in reads
+    assert again.bundle is not None
+    again.bundle.probe()
+
+
+@contextmanager
+def running_server(tmp_path: Path, registry: str, **settings: Any) -> Iterator[str]:
+    """`storyrec serve` as a process; its address."""
+    config = Config.model_validate(
+        {
+            "locations": {"registry": registry, "work": str(tmp_path / "work")},
+            "serving": {"port": 0, "poll_seconds": 0.05, "cache": str(tmp_path / "served"), **settings},
+        }
+    )
+    save_config(config, tmp_path / "settings.toml")
+    server = subprocess.Popen(
+        [sys.executable, "-m", "storyrec.cli", "serve", "--config", str(tmp_path / "settings.toml")],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "STORYREC_FEATURE_REPO": str(tmp_path / "none")},
+    )
+    try:
+        assert server.stdout is not None
+        address = re.search(r"http://\S+", server.stdout.readline())
+        assert address is not None
+        yield address.group()
+    finally:
+        server.terminate()
+        assert server.wait(20) in (0, -15)
+
+
+def test_requests_never_fail_while_champions_change(packed: Path, tmp_path: Path) -> None:
+    registry = FolderStorage(tmp_path / "registry")
+    first = deploy(registry, packed, tmp_path / "first", day=DAYS[0])
+    with running_server(tmp_path, registry.url) as address, httpx.Client(base_url=address, timeout=20) as client:
+
+        def ask(_: int) -> str:
+            answer = client.post(INFER, json=body(1, [1_000, 1_001, 1_002]))
+            assert answer.status_code == 200, answer.text
+            assert len(answer.json()["outputs"][0]["data"]) == 3
+            return answer.json()["model_version"]
+
+        assert ask(0) == first
+        second = deploy(registry, packed, tmp_path / "second", day=DAYS[1])
+        seen = {first}
+        deadline = time.monotonic() + 60
+        with ThreadPoolExecutor(4) as pool:
+            while second not in seen and time.monotonic() < deadline:
+                seen |= set(pool.map(ask, range(20)))
+        assert seen == {first, second}
+        assert ask(0) == second
+
+
+def test_a_taken_port_ends_before_the_server_starts(packed: Path, tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        config = Config.model_validate(
+            {"locations": {"registry": str(tmp_path)}, "serving": {"port": port, "cache": str(tmp_path / "cache")}}
+        )
+        with pytest.raises(PlatformError, match=f"port {port}"):
+            serve(config)
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_damaged_champion_at_the_start_ends_in_one_message(packed: Path, tmp_path: Path) -> None:
+    registry = FolderStorage(tmp_path / "registry")
+    version = deploy(registry, packed, tmp_path / "first", day=DAYS[0])
+    registry.write(f"bundles/{version}/ranker.onnx", b"tampered")
+    config = Config(
+        locations=Locations(registry=registry.url),
+        serving=Config().serving.model_copy(update={"port": 0, "cache": str(tmp_path / "cache")}),
+    )
+    with pytest.raises(ModelError, match=r"ranker\.onnx was changed"):
+        serve(config)
+
+
+def test_a_registry_that_refuses_at_the_start_ends_in_one_message(tmp_path: Path) -> None:
+    os.symlink("loop", tmp_path / "champion.json")
+    (tmp_path / "loop").symlink_to("champion.json")
+    serving = Config().serving.model_copy(update={"port": 0, "cache": str(tmp_path / "cache")})
+    with pytest.raises(StorageError, match="cannot read"):
+        serve(Config(locations=Locations(registry=str(tmp_path)), serving=serving))
+
+
+def test_an_s3_registry_is_served(s3: Any, packed: Path, tmp_path: Path) -> None:
+    storage = s3.new_storage()
+    version = deploy(storage, packed, tmp_path / "first", day=DAYS[0])
+    champion = Champion(open_storage(storage.url, s3_endpoint=s3.endpoint), tmp_path / "cache")
+    assert champion.refresh()
+    assert Bundle.load(tmp_path / "cache" / version).version == version
+    assert json.loads(storage.read("champion.json"))["version"] == version

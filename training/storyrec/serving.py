@@ -1,0 +1,141 @@
+"""The model server: fetches the champion, keeps it fresh, and puts the HTTP routes over it.
+
+A new champion is fetched, verified and queried beside the one that serves, then takes its place at
+once; one that cannot be used is refused and the old one goes on.
+"""
+
+import logging
+import shutil
+import socket
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from storyrec.bundle import Bundle
+from storyrec.config import Config
+from storyrec.errors import PlatformError, StoryrecError
+from storyrec.ranking import Clicks
+from storyrec.registry import fetch_bundle, read_champion
+from storyrec.storage import Storage, open_storage
+
+if TYPE_CHECKING:
+    from storyrec.routes import Sequences
+
+log = logging.getLogger(__name__)
+
+
+class Champion:
+    """The bundle that serves; `refresh` replaces it when the pointer names another."""
+
+    def __init__(self, registry: Storage, cache: Path) -> None:
+        self.registry, self.cache = registry, cache
+        self.bundle: Bundle | None = None
+        self.refused: str | None = None  # why the deployed bundle is not the one that serves
+
+    def refresh(self) -> bool:
+        """Look at the pointer once; whether another bundle serves now.
+
+        Raises:
+            StoryrecError: the registry or the new bundle cannot be used; what serves goes on.
+        """
+        pointer = read_champion(self.registry)
+        if pointer is None:
+            return False
+        version = pointer.champion.version
+        if self.bundle is not None and self.bundle.version == version:
+            self.refused = None
+            return False
+        folder = self.cache / version
+        try:
+            try:
+                bundle = Bundle.load(folder)  # from before a restart
+            except StoryrecError:
+                fetch_bundle(self.registry, version, folder)
+                bundle = Bundle.load(folder)
+            bundle.probe()
+        except StoryrecError as error:
+            self.refused = f"{version}: {error.found}"
+            raise
+        self.bundle, self.refused = bundle, None
+        for other in self.cache.iterdir():
+            if other != folder:
+                shutil.rmtree(other, ignore_errors=True)  # requests in flight keep the files open
+        return True
+
+    def watch(self, stop: threading.Event, *, poll_seconds: float) -> None:
+        """Refresh until told to stop; errors are logged once."""
+        said = ""
+        while not stop.wait(poll_seconds):
+            try:
+                if self.refresh():
+                    log.warning("serving champion %s", self.bundle.version if self.bundle else "")
+                said = ""
+            except StoryrecError as error:
+                if said != (said := str(error)):
+                    log.error("the champion that serves stays: %s", error)
+
+
+def serve(config: Config) -> None:
+    """Serve the champion until stopped.
+
+    Raises:
+        PlatformError: the port is taken or the address is not this machine's.
+        StoryrecError: the registry cannot be read, or the deployed bundle cannot be used.
+    """
+    import uvicorn
+
+    from storyrec.routes import create_app
+
+    settings, locations = config.serving, config.locations
+    with _listen(settings.host, settings.port) as listener:
+        port = listener.getsockname()[1]
+        # one server a port, so one server a cache
+        champion = Champion(
+            open_storage(locations.registry, s3_endpoint=locations.s3_endpoint), Path(settings.cache) / str(port)
+        )
+        champion.refresh()
+        app = create_app(
+            champion,
+            sequences=_feature_store(config),
+            poll_seconds=settings.poll_seconds,
+            max_candidates=settings.max_candidates,
+            num_stories=config.match.num_stories,
+        )
+        version = champion.bundle.version if champion.bundle else "no champion yet"
+        print(f"storyrec: http://{settings.host}:{port} serves {version}", flush=True)
+        uvicorn.Server(uvicorn.Config(app, log_level="warning")).run(sockets=[listener])
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+        listener.listen(1_024)
+    except OSError as error:
+        listener.close()
+        raise PlatformError(
+            f"cannot listen on port {port}: {error.strerror or error}",
+            expected="a free port of this machine",
+            where=f"{host}:{port}",
+            remedy="stop what uses it, or set another serving.port",
+        ) from error
+    return listener
+
+
+def _feature_store(config: Config) -> "Sequences | None":
+    try:
+        from storyrec.features.store import open_feature_store
+
+        store = open_feature_store(config.locations.work, profile=config.profile)
+    except (ImportError, StoryrecError) as error:
+        log.warning("no feature store, every user is served without clicks: %s", error)
+        return None
+    lock = threading.Lock()  # its connection is not made for several threads
+
+    def sequences(user_id: int) -> tuple[Clicks, Clicks]:
+        with lock:
+            (found,) = store.online_sequences([user_id])
+        return Clicks(found.story_ids, found.story_clicked_us), Clicks(found.product_ids, found.product_clicked_us)
+
+    return sequences
