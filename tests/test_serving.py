@@ -18,10 +18,11 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+import yaml
 from fastapi.testclient import TestClient
 
 from storyrec.bundle import Bundle
-from storyrec.config import Config, Locations, save_config
+from storyrec.config import Config, Locations, load_config, save_config
 from storyrec.errors import ModelError, PlatformError, StorageError
 from storyrec.manifest import seal_folder
 from storyrec.match import nearest_stories
@@ -391,3 +392,31 @@ def test_an_s3_registry_is_served(s3: Any, packed: Path, tmp_path: Path) -> None
     assert champion.refresh()
     assert Bundle.load(tmp_path / "cache" / version).version == version
     assert json.loads(storage.read("champion.json"))["version"] == version
+
+
+def test_the_kubernetes_manifests_fit_together_and_the_server(champion: Champion, tmp_path: Path) -> None:
+    documents = yaml.safe_load_all((Path(__file__).parents[1] / "deploy" / "serving.yaml").read_text())
+    by_kind = {document["kind"]: document for document in documents}
+    pod = by_kind["Deployment"]["spec"]["template"]
+    for kind in ("Deployment", "PodDisruptionBudget"):
+        assert by_kind[kind]["spec"]["selector"]["matchLabels"].items() <= pod["metadata"]["labels"].items()
+    assert by_kind["Service"]["spec"]["selector"].items() <= pod["metadata"]["labels"].items()
+
+    (container,) = pod["spec"]["containers"]
+    ports = {port["name"]: port["containerPort"] for port in container["ports"]}
+    assert {port["targetPort"] for port in by_kind["Service"]["spec"]["ports"]} <= ports.keys()
+    (tmp_path / "settings.toml").write_text(by_kind["ConfigMap"]["data"]["settings.toml"])
+    settings = load_config(tmp_path / "settings.toml")
+    assert settings.serving.port == ports["http"]
+    assert settings.serving.host == "0.0.0.0"
+
+    mounts = {mount["mountPath"] for mount in container["volumeMounts"]}
+    assert str(Path(settings.serving.cache).parent) in mounts
+    assert {mount["name"] for mount in container["volumeMounts"]} == {v["name"] for v in pod["spec"]["volumes"]}
+    (config,) = [variable["value"] for variable in container["env"] if variable["name"] == "STORYREC_CONFIG"]
+    assert str(Path(config).parent) in mounts
+    with client_of(champion) as client:
+        for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
+            get = container[probe]["httpGet"]
+            assert get["port"] in ports
+            assert client.get(get["path"]).status_code == 200
