@@ -10,7 +10,8 @@ from marketplace import DAY, Row, make_rows, to_table
 from storyrec.logs.contract import Judged, Outcome, check_contract
 from storyrec.logs.known import KnownIds
 from storyrec.logs.partitions import day_number
-from storyrec.logs.rules import RULES, DayFacts, Rows
+from storyrec.logs.rows import Rows
+from storyrec.logs.rules import RULES, DayFacts
 from storyrec.schema import TABLES
 
 KNOWN = {

@@ -8,7 +8,8 @@ from marketplace import DAY, Row, make_rows, to_table
 
 from storyrec.logs.known import KnownIds
 from storyrec.logs.partitions import day_number
-from storyrec.logs.rules import RULES, DayFacts, Mask, Rows
+from storyrec.logs.rows import Mask, Rows
+from storyrec.logs.rules import RULES, DayFacts
 
 KNOWN = {
     "products": KnownIds(np.arange(1, 41), np.full(40, day_number(DAY))),

@@ -200,6 +200,22 @@ def test_a_full_disk_is_one_clear_error_and_changes_nothing(market: Market) -> N
     assert market.work.list() == []
 
 
+def test_a_write_that_fails_midway_is_mended_by_a_rerun(market: Market) -> None:
+    market.write(DAY, make_rows(DAY))
+    validate_logs(market.config, day=DAY)
+    files = market.files()
+    blocked = partition_key("product_clicks", DAY, prefix=VALIDATED)
+    market.work.delete(blocked)
+    (market.work.folder / blocked).parent.rmdir()
+    (market.work.folder / blocked).parent.write_text("a file where a folder must go")
+    with pytest.raises(StorageError, match="cannot write this path"):
+        validate_logs(market.config, day=DAY)
+    assert read_report(market.work, DAY) is None  # no report: the day is not done
+    (market.work.folder / blocked).parent.unlink()
+    validate_logs(market.config, day=DAY)
+    assert market.files() == files
+
+
 def test_a_full_disk_leaves_the_old_partition(market: Market) -> None:
     market.write(DAY, make_rows(DAY))
     before = market.logs.read(partition_key("stories", DAY))

@@ -18,7 +18,8 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from storyrec.logs.rules import QUARANTINED, RULES, DayFacts, DayRule, Expectation, Mask, RowRule, Rows
+from storyrec.logs.rows import Mask, Rows
+from storyrec.logs.rules import QUARANTINED, RULES, DayFacts, DayRule, Expectation, RowRule
 
 if TYPE_CHECKING:
     from great_expectations.core.expectation_validation_result import ExpectationValidationResult

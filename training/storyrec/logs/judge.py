@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from storyrec.logs.known import CATALOG_IDS, KnownIds
 from storyrec.logs.partitions import Partitions, day_number
-from storyrec.logs.rules import DAY_US, RULES, DayFacts, DayRule, Mask, Rows
+from storyrec.logs.rows import DAY_US, Mask, Rows
+from storyrec.logs.rules import RULES, DayFacts, DayRule
 from storyrec.schema import EVENT_TIME, TABLES
 
 Int64s = NDArray[np.int64]
@@ -42,6 +43,10 @@ class JudgedTable:
         """A day's clean rows."""
         part = self.day_slice(day)
         return _part(self.rows.table, part, self.first_B[part] < 0)
+
+    def has_quarantined(self, day: date) -> bool:
+        """Whether a row of the day broke a rule of level quarantine."""
+        return bool((self.first_B[self.day_slice(day)] >= 0).any())
 
     def quarantined(self, day: date, *, table: str) -> pa.Table:
         """A day's other rows, each with the name of the first rule it broke in the column `rule`."""

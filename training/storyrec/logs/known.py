@@ -5,7 +5,7 @@ partitions need not be opened. It is derived: where it is missing it is made fro
 """
 
 import io
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import date
 
@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from storyrec.errors import Conflict
-from storyrec.logs.partitions import VALIDATED, day_number, encode, list_days, read_days
+from storyrec.logs.partitions import VALIDATED, day_number, encode, list_files, read_days
 from storyrec.storage import Storage
 
 CATALOG_IDS: Mapping[str, str] = {"products": "product_id", "stories": "story_id"}
@@ -56,7 +56,7 @@ class KnownIds:
 
 def read_pairs(storage: Storage, table: str) -> tuple[Int64s, Int64s]:
     """The (id, day) pairs of every validated partition of a catalog table. -> [M], [M] int64."""
-    return _read_pairs(storage, table)[:2]
+    return _read_pairs(storage, table, without=())[:2]
 
 
 def replace_pairs(storage: Storage, table: str, *, days: Iterable[date], ids_M: Int64s, day_M: Int64s) -> None:
@@ -64,9 +64,10 @@ def replace_pairs(storage: Storage, table: str, *, days: Iterable[date], ids_M: 
 
     Two processes may do this at once: the write is conditional and tried again.
     """
-    numbers = [day_number(day) for day in days]
+    replaced = set(days)
+    numbers = [day_number(day) for day in replaced]
     for attempt in range(MAX_ATTEMPTS):
-        old_ids, old_days, version = _read_pairs(storage, table)
+        old_ids, old_days, version = _read_pairs(storage, table, without=replaced)
         keep = ~np.isin(old_days, numbers)
         pairs = pa.table({"id": np.concatenate([old_ids[keep], ids_M]), "day": np.concatenate([old_days[keep], day_M])})
         try:
@@ -83,7 +84,7 @@ def _key(table: str) -> str:
     return f"{VALIDATED}_ids/{table}.parquet"
 
 
-def _read_pairs(storage: Storage, table: str) -> tuple[Int64s, Int64s, str | None]:
+def _read_pairs(storage: Storage, table: str, *, without: Collection[date]) -> tuple[Int64s, Int64s, str | None]:
     found = storage.read_versioned(_key(table))
     if found is not None:
         try:
@@ -92,8 +93,8 @@ def _read_pairs(storage: Storage, table: str) -> tuple[Int64s, Int64s, str | Non
         except (pa.ArrowException, OSError):
             pass  # damaged: it can be made again
     column = CATALOG_IDS[table]
-    days = list_days(storage, table, prefix=VALIDATED)
-    rows = read_days(storage, table, days, prefix=VALIDATED, columns=[column])
+    files = list_files(storage, table, prefix=VALIDATED)
+    rows = read_days(storage, table, set(files) - set(without), columns=[column], files=files)
     for problem in rows.problems.values():
         raise problem
     return rows.table[column].to_numpy(), rows.day_B, found[1] if found else None

@@ -17,11 +17,11 @@ import pyarrow.parquet as pq
 
 from storyrec.config import Config
 from storyrec.errors import ConfigError, DataError
+from storyrec.logs.conform import conform
 from storyrec.logs.known import CATALOG_IDS, KnownIds, read_pairs, replace_pairs
 from storyrec.logs.partitions import (
     QUARANTINE,
     VALIDATED,
-    conform,
     day_number,
     list_days,
     partition_key,
@@ -30,7 +30,8 @@ from storyrec.logs.partitions import (
     write_partition,
 )
 from storyrec.logs.reports import RuleReport, ValidationReport, read_report, report_key, write_report
-from storyrec.logs.rules import RULES, Rows
+from storyrec.logs.rows import Rows
+from storyrec.logs.rules import RULES
 from storyrec.schema import TABLES
 from storyrec.storage import Storage, open_storage
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from datetime import date
+from functools import lru_cache
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -144,7 +145,7 @@ def _table_reports(
                 rules[rule.name] = _day_rule(rule, facts)
             else:
                 count = int(broken[rule.name][index])
-                rules[rule.name] = RuleReport(level=rule.level, status="violated" if count else "passed", count=count)
+                rules[rule.name] = _row_rule(rule.level, count)
         quarantined = {name: int(counts[index]) for name, counts in first.items() if counts[index]}
         part = judged.day_slice(day)
         reports[day] = TableReport(
@@ -156,6 +157,11 @@ def _table_reports(
             notes=_notes(judged, day),
         )
     return reports
+
+
+@lru_cache
+def _row_rule(level: Level, count: int) -> RuleReport:
+    return RuleReport(level=level, status="violated" if count else "passed", count=count)
 
 
 def _day_rule(rule: DayRule, facts: DayFacts | None) -> RuleReport:

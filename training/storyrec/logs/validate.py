@@ -243,8 +243,8 @@ def _write_rows(work: Storage, judgement: Judgement, reports: Sequence[Validatio
         if day in reported:
             work.delete(report_key(day))
         for table, judged in judgement.tables.items():
-            bad = judged.quarantined(day, table=table)
-            if bad.num_rows:
+            if judged.has_quarantined(day):
+                bad = judged.quarantined(day, table=table)
                 write_partition(work, table, day, bad, prefix=QUARANTINE, schema=quarantine_schema(table))
             elif day in old[QUARANTINE][table]:
                 work.delete(partition_key(table, day, prefix=QUARANTINE))
