@@ -211,6 +211,9 @@ def test_faults_are_few_added_rows_as_the_marker_counts_them(market: Marketplace
     assert len(impressions) == len(market.impressions) + sum(found.values())
     assert len(clicks) == len(market.clicks) + sum(marker["faults"]["product_clicks"].values())
     assert (stories.title.str.strip() == "").sum() == marker["faults"]["stories"]["blank_title"]
+    products = read(market.logs, "products")
+    late = products.published_at.dt.floor("D") > products.day
+    assert late.sum() == marker["faults"]["products"]["outside_day"] > 0
     for table, faults in marker["faults"].items():
         assert set(faults) == set(FAULT_SHARES[table])
         assert sum(faults.values()) < 0.005 * marker["rows"][table]

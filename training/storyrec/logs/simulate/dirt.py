@@ -61,7 +61,9 @@ def _faulty(rows: pa.Table, *, name: str, fault: str, new_ids: npt.NDArray[np.in
     if fault == "unknown_item":
         rows = _set(rows, name, item[name], new_ids)
     elif fault == "outside_day":
-        late = pc.cast(rows[time[name]], pa.int64()).to_numpy() + 2 * DAY_US
+        # an item from the start is old, and is to be published after its partition all the same
+        days_off = 2 if name in ("impressions", "product_clicks") else 200
+        late = pc.cast(rows[time[name]], pa.int64()).to_numpy() + days_off * DAY_US
         rows = _set(rows, name, time[name], late)
     elif fault == "no_user":
         rows = _set(rows, name, "user_id", np.zeros(len(new_ids), np.int64))
