@@ -16,6 +16,9 @@ NO_EXPIRY = timedelta(0)  # the reader cuts a sequence to its history window by 
 
 _default = Path(__file__).resolve().parents[1] / "var/marketplace/work/features"
 _features = Path(os.environ.get("STORYREC_FEATURES") or _default).resolve()
+if _features == _default:
+    # feature_store.yaml puts its databases here, and SQLite makes no folders: `feast apply` works in a fresh checkout
+    (_default.parent / "feast").mkdir(parents=True, exist_ok=True)
 
 
 def _source(view: str) -> FileSource:

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pyarrow.dataset as ds
 import pytest
-
 from feature_world import MOMENT, World, at, day_of, fill, microseconds
+
 from storyrec.errors import ConfigError, DayStopped, MissingPartition, StorageError
 from storyrec.features import build as build_module
 from storyrec.features.build import build_features
@@ -106,6 +106,9 @@ def test_a_replay_without_a_click_builds_nothing(world: World) -> None:
 def test_a_run_killed_on_the_way_forward_is_finished_by_the_next(
     world: World, monkeypatch: pytest.MonkeyPatch, killed_after: int
 ) -> None:
+    for number in range(2, 5):  # somebody whose every later row holds the replayed click
+        world.impressions[number].append((99, number, at(number, second=7), True))
+        world.write(number)
     for number in range(5):
         build_features(world.config, day=day_of(number))
     world.impressions[1].append((99, 29, at(1, second=50), True))
@@ -122,6 +125,7 @@ def test_a_run_killed_on_the_way_forward_is_finished_by_the_next(
         patch.setattr(build_module, "write_state", killed)
         with pytest.raises(StorageError, match="killed"):
             build_features(world.config, day=day_of(1))
+    assert f"dt={day_of(1 + killed_after)}.json" not in contents(world), "a half-written partition is not built"
     build_features(world.config, day=day_of(1))
     build_features(world.config, day=day_of(4))
     require_naive(world)

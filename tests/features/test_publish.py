@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow.dataset as ds
 import pytest
-
 from feature_world import World, at, day_of
+
 from storyrec.config import Config
 from storyrec.errors import ModelError, StorageError
 from storyrec.features.publish import VIEWS, publish_features

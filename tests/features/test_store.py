@@ -11,8 +11,8 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-
 from feature_world import MOMENT, NOW, World, at, day_of, microseconds
+
 from storyrec.config import Config
 from storyrec.errors import ConfigError, DataError, MissingPartition, PlatformError
 from storyrec.features.build import build_features, compare_sequences, materialize_features
@@ -69,6 +69,17 @@ def test_online_equals_the_slices_after_every_day(world: World, config: Config) 
         run_day(world, number, config=config)
         require_online(opened(config), world, end_of=number)
     assert set(opened(config).freshness().values()) == {at(5), None}
+
+
+def test_a_day_that_was_never_materialized_comes_with_the_next(world: World, config: Config) -> None:
+    world.product_clicks[3].append((STRANGER, 8, at(3, second=5)))
+    world.write(3)
+    run_day(world, 2, config=config)
+    for number in (3, 4):
+        build_features(config, day=day_of(number))
+    done = materialize_features(config, day=day_of(4), now=NOW)
+    assert (done.start, done.end) == (at(3), at(5))
+    require_online(opened(config), world, end_of=4)
 
 
 def test_an_older_day_after_a_newer_one_changes_nothing(world: World, config: Config) -> None:
@@ -248,7 +259,6 @@ def test_feast_applies_the_repository_by_hand(tmp_path: Path, monkeypatch: pytes
     monkeypatch.chdir(tmp_path)  # Feast changes it, pytest changes it back
     repo = tmp_path / "checkout/feature_repo"
     shutil.copytree(Path(__file__).parents[2] / "feature_repo", repo, ignore=shutil.ignore_patterns("__pycache__"))
-    (tmp_path / "checkout/var/marketplace/work/feast").mkdir(parents=True)
     result = CliRunner().invoke(cli, ["-c", str(repo), "apply"])
     assert result.exit_code == 0, result.output
     tables = sqlite3.connect(tmp_path / "checkout/var/marketplace/work/feast/online.db").execute(
