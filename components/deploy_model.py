@@ -15,10 +15,10 @@ def deploy_model(
     """Push the bundle and switch the pointer; the outcome is recorded last."""
     from pathlib import Path
 
-    from storyrec.component import record_judgement, step_process
+    from storyrec.component import judged_folder, step_process
 
     with step_process("deploy_model", config_json) as config:
         from storyrec.deploy import deploy_model
 
-        record_judgement(config, evaluation=Path(evaluation.path), verdict=Path(verdict.path))
-        deploy_model(config, bundle=Path(bundle.path), evaluation=Path(evaluation.path), verdict=Path(verdict.path))
+        with judged_folder(config, evaluation=Path(evaluation.path), verdict=Path(verdict.path)) as judged:
+            deploy_model(config, bundle=Path(bundle.path), evaluation=judged, verdict=Path(verdict.path))

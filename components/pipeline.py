@@ -7,14 +7,17 @@ local runner ignores them.
 """
 
 import contextlib
+import io
 import json
 import os
 import shutil
 import sys
 import tempfile
 import warnings
+from collections.abc import Callable
 from datetime import date
 from pathlib import Path
+from typing import TextIO
 
 from kfp import compiler, dsl, kubernetes, local
 
@@ -36,17 +39,19 @@ from storyrec.storage import write_file
 
 SCRATCH = "scratch"
 OUTCOME = "outcome.json"
+EXECUTOR_INDENT = "    "
 NUM_RETRIES = 2
 
 
-def make_pipeline(config: Config) -> dsl.base_component.BaseComponent:
+def make_pipeline(config: Config, *, num_retries: int) -> dsl.base_component.BaseComponent:
     """The pipeline with the image, the retries and the GPU requests that the settings ask for."""
 
     def ready(task: dsl.PipelineTask) -> dsl.PipelineTask:
         """What holds for every task: its image, no caching, retries."""
         task.set_container_image(config.kubeflow.image)
         task.set_caching_options(enable_caching=False)
-        task.set_retry(num_retries=NUM_RETRIES, backoff_duration="60s", backoff_factor=2.0)
+        if num_retries:
+            task.set_retry(num_retries=num_retries, backoff_duration="60s", backoff_factor=2.0)
         return task
 
     @dsl.pipeline(name=PIPELINE_NAME, description="Train, judge and deploy a day's challenger")
@@ -63,13 +68,25 @@ def make_pipeline(config: Config) -> dsl.base_component.BaseComponent:
         judged = ready(evaluate_model(config_json=config_json, dataset=data, bundle=bundle, champion=champion))
         evaluation = judged.outputs["evaluation"]
         verdict = ready(bless_model(config_json=config_json, evaluation=evaluation)).outputs["verdict"]
-        blessed = ready(read_verdict(verdict=verdict))
-        with dsl.If(blessed.output == True, name="blessed"):  # noqa: E712
-            ready(deploy_model(config_json=config_json, bundle=bundle, evaluation=evaluation, verdict=verdict))
-        with dsl.Else(name="not-blessed"):
-            ready(keep_champion(config_json=config_json, evaluation=evaluation, verdict=verdict))
+        deploy_or_keep(ready, config_json=config_json, bundle=bundle, evaluation=evaluation, verdict=verdict)
 
     return adapt
+
+
+def deploy_or_keep(
+    ready: Callable[[dsl.PipelineTask], dsl.PipelineTask],
+    *,
+    config_json: str,
+    bundle: dsl.pipeline_channel.PipelineArtifactChannel,
+    evaluation: dsl.pipeline_channel.PipelineArtifactChannel,
+    verdict: dsl.pipeline_channel.PipelineArtifactChannel,
+) -> None:
+    """The end of the graph: exactly one of two tasks, by the one plain value of `read_verdict`."""
+    blessed = ready(read_verdict(verdict=verdict))
+    with dsl.If(blessed.output == True, name="blessed"):  # noqa: E712
+        ready(deploy_model(config_json=config_json, bundle=bundle, evaluation=evaluation, verdict=verdict))
+    with dsl.Else(name="not-blessed"):
+        ready(keep_champion(config_json=config_json, bundle=bundle, evaluation=evaluation, verdict=verdict))
 
 
 def gpu_profile(task: dsl.PipelineTask, config: Config) -> dsl.PipelineTask:
@@ -96,7 +113,7 @@ def compile_pipeline(config: Config, out: Path) -> None:
     """
     with tempfile.TemporaryDirectory() as folder:
         compiled = Path(folder) / "pipeline.yaml"
-        compiler.Compiler().compile(make_pipeline(config), package_path=str(compiled))
+        compiler.Compiler().compile(make_pipeline(config, num_retries=NUM_RETRIES), package_path=str(compiled))
         write_file(out, compiled.read_bytes())
 
 
@@ -125,7 +142,9 @@ def run_local(config: Config, day: date) -> None:
     warnings.filterwarnings("ignore", message="You may be attemping to run a task that uses custom")
     local.init(local.SubprocessRunner(use_venv=False), pipeline_root=str(scratch), raise_on_error=True)
     try:
-        make_pipeline(config)(day=day.isoformat(), config_json=config.model_dump_json())
+        with contextlib.redirect_stdout(_WithoutPlumbing(sys.stdout)):
+            # the caller tries again: the local runner would wait between its own tries
+            make_pipeline(config, num_retries=0)(day=day.isoformat(), config_json=config.model_dump_json())
     except RuntimeError as error:
         if failure.exists():
             raise StoryrecError(**json.loads(failure.read_bytes())) from error
@@ -135,6 +154,27 @@ def run_local(config: Config, day: date) -> None:
     _check_outcome(config, day)
     with contextlib.suppress(OSError):
         shutil.rmtree(scratch.parent)
+
+
+class _WithoutPlumbing(io.TextIOBase):
+    """Passes on what components print, without the pages that Kubeflow's executor says about its inputs."""
+
+    def __init__(self, target: TextIO) -> None:
+        self._target = target
+        self._in_dump = False
+
+    def write(self, text: str) -> int:
+        for line in text.splitlines(keepends=True):
+            if "[KFP Executor " in line:
+                self._in_dump = "Got executor_input" in line
+            elif not self._in_dump:
+                self._target.write(line)
+            elif line.strip() == "}" and line.index("}") <= len(EXECUTOR_INDENT):
+                self._in_dump = False
+        return len(text)
+
+    def flush(self) -> None:
+        self._target.flush()
 
 
 def _check_outcome(config: Config, day: date) -> None:

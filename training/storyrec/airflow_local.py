@@ -121,8 +121,8 @@ class AirflowLocal:
         return bool(_marked(self.home))
 
     def left_running(self) -> bool:
-        """Whether it was started to stay, and lives."""
-        return self._left.exists() and self.running()
+        """Whether it was started to stay, and its supervisor lives."""
+        return self._left.exists() and any(_is_supervisor(pid) for pid in _marked(self.home))
 
     def running_config(self) -> Config:
         """The settings that the running Airflow was started with."""
@@ -293,6 +293,12 @@ def _marked(home: Path) -> list[int]:
             if mark in (entry / "environ").read_bytes().split(b"\0"):
                 found.append(int(entry.name))
     return found
+
+
+def _is_supervisor(pid: int) -> bool:
+    with contextlib.suppress(OSError):
+        return b"storyrec.airflow_local" in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    return False
 
 
 def _signal(pid: int, number: int) -> None:

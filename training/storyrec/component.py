@@ -6,9 +6,12 @@ Imports nothing of Kubeflow: `components/` passes paths.
 import contextlib
 import ctypes
 import json
+import math
 import os
+import shutil
 import signal
 import sys
+import tempfile
 from collections.abc import Iterator
 from datetime import date
 from pathlib import Path
@@ -65,23 +68,40 @@ def open_checkpoints(config: Config, *, day: date) -> Storage:
     return open_storage(f"{locations.work}/runs/dt={day.isoformat()}/checkpoints", s3_endpoint=locations.s3_endpoint)
 
 
-def record_judgement(config: Config, *, evaluation: Path, verdict: Path) -> None:
-    """Keep the evaluation, the verdict and the report of a run, before its outcome is decided."""
+@contextlib.contextmanager
+def judged_folder(config: Config, *, evaluation: Path, verdict: Path) -> Iterator[Path]:
+    """A copy of the evaluation whose report also tells the verdict and how the day's logs were judged."""
+    from storyrec.logs.reports import read_report
+    from storyrec.report import render_report
+
     judged = json.loads((evaluation / "evaluation.json").read_bytes())
-    storage, prefix = run_storage(config, day=date.fromisoformat(judged["day"]))
-    storage.write(f"{prefix}/evaluation.json", (evaluation / "evaluation.json").read_bytes())
-    storage.write(f"{prefix}/verdict.json", (verdict / "verdict.json").read_bytes())
-    storage.write(f"{prefix}/report.html", (evaluation / "report.html").read_bytes())
+    storage, _ = run_storage(config, day=date.fromisoformat(judged["day"]))
+    validation = None
+    with contextlib.suppress(StoryrecError):  # the page is for reading: a damaged report does not stop a deployment
+        validation = read_report(storage, date.fromisoformat(judged["day"]))
+    with tempfile.TemporaryDirectory(prefix="storyrec-") as scratch:
+        folder = Path(scratch) / "evaluation"
+        shutil.copytree(evaluation, folder)
+        report = render_report(
+            folder,
+            verdict=json.loads((verdict / "verdict.json").read_bytes()),
+            validation=validation.model_dump(mode="json") if validation else None,
+        )
+        write_file(folder / "report.html", report.encode())
+        yield folder
 
 
 def flat_figures(evaluation: Path) -> dict[str, float]:
-    """The figures of evaluation.json by names such as `challenger_per_user_auc`, for the Pipelines UI."""
+    """The finite figures of evaluation.json by names such as `challenger_per_user_auc`, for the Pipelines UI.
+
+    Kubeflow cannot carry a NaN: it would fail the run.
+    """
     judged = json.loads((evaluation / "evaluation.json").read_bytes())
     return {
         f"{model}_{name}": float(value)
         for model in ("challenger", "champion", "oracle", "popularity")
         for name, value in ((judged.get(model) or {}).get("metrics") or {}).items()
-        if isinstance(value, int | float)
+        if isinstance(value, int | float) and math.isfinite(value)
     }
 
 
