@@ -110,6 +110,17 @@ def test_bad_rows_are_set_aside_with_all_columns_and_their_rule(make_market: Cal
         assert {part.rules[rule].status for rule in FAULTS[table]} == {"violated"}
 
 
+def test_a_rerun_forgets_ids_that_the_day_no_longer_has(market: Market) -> None:
+    rows = make_rows(DAY)
+    market.write(DAY, rows)
+    validate_logs(market.config, day=DAY)
+    market.write(DAY, {"products": rows["products"][:-1]})
+    report = validate_logs(market.config, day=DAY)
+    assert report.tables["product_clicks"].quarantined == {"product_id_known": 3}
+    assert report.tables["stories"].quarantined == {}
+    assert 40 not in read_pairs(market.work, "products")[0]
+
+
 def test_a_stopped_day_leaves_the_valid_version_and_is_reported(market: Market) -> None:
     market.write_days(FIRST, 1)
     validate_logs(market.config, day=FIRST)
