@@ -4,7 +4,7 @@ import json
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from datetime import date
+from datetime import date, timedelta
 from pathlib import Path
 from threading import Barrier
 
@@ -16,10 +16,12 @@ from storyrec.bundle import Bundle
 from storyrec.config import Config, Locations
 from storyrec.deploy import Outcome, deploy_model, keep_champion, query_pushed
 from storyrec.errors import ModelError, StorageError
+from storyrec.evaluate import evaluate_model
 from storyrec.gate import bless_model
 from storyrec.manifest import seal_folder
 from storyrec.registry import fetch_bundle, push_bundle, read_champion, rollback, switch_champion
 from storyrec.storage import FolderStorage, Storage, open_storage
+from trained import World
 
 NUM_USERS = 300
 DAYS = tuple(date(2026, 3, day) for day in range(4, 9))
@@ -87,8 +89,8 @@ def make_run(
     noise = np.random.default_rng(0).uniform(-0.1, 0.1, NUM_USERS)
     challenger_auc, champion_auc = (mean + noise - noise.mean() for mean in (auc, before))
     (folder / "evaluation").mkdir()
-    metrics = {"per_user_auc": float(challenger_auc.mean()), "has_nan": False}
-    other = {"version": champion, "metrics": {"per_user_auc": float(champion_auc.mean()), "has_nan": False}}
+    metrics = {"per_user_auc": float(challenger_auc.mean()), "num_not_finite": 0}
+    other = {"version": champion, "metrics": {"per_user_auc": float(champion_auc.mean()), "num_not_finite": 0}}
     evaluation = {
         "day": day.isoformat(),
         "challenger": {"version": version, "metrics": metrics, "onnx_difference": 1e-7},
@@ -136,6 +138,24 @@ def test_a_first_model_and_its_successor_are_deployed(place: Place, packed: Path
         "champion": second.version,
         "reasons": list(outcome.reasons),
     }
+
+
+def test_what_evaluate_model_writes_can_be_judged_and_deployed(
+    place: Place, world: World, packed: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(packed, tmp_path / "champion")
+    champion = seal_folder(tmp_path / "champion", day=DAYS[0] - timedelta(days=3)).version
+    for before in (None, tmp_path / "champion"):
+        evaluate_model(world.config, dataset=world.dataset, bundle=packed, champion=before, out=tmp_path / "evaluation")
+        bless_model(place.config, evaluation=tmp_path / "evaluation", out=tmp_path / "verdict")
+        verdict = json.loads((tmp_path / "verdict" / "verdict.json").read_text())
+        assert not any("could not be judged" in rule["reason"] for rule in verdict["rules"])
+        assert verdict["challenger"] == Bundle.load(packed).version
+        assert verdict["champion"] == (champion if before else None)
+    # the same model against itself: no user is better or worse
+    comparison = verdict["rules"][-1]
+    assert comparison["passed"]
+    assert comparison["figures"]["difference"] == comparison["figures"]["num_worse"] == 0
 
 
 def test_a_worse_challenger_leaves_the_pointer_and_pushes_nothing(place: Place, packed: Path, tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ def model(version: str, auc_U: np.ndarray, /, **changes: object) -> Judged:
     judged = Judged(
         version=version,
         per_user_auc=float(auc_U[np.isfinite(auc_U)].mean()) if np.isfinite(auc_U).any() else 0.6,
-        has_nan=False,
+        num_not_finite=0,
         onnx_difference=3e-7,
         user_ids_U=np.arange(1, len(auc_U) + 1),
         auc_U=auc_U,
@@ -76,7 +76,8 @@ def test_a_first_model_needs_the_setting_that_allows_it() -> None:
     ("broken", "rule"),
     [
         ({"version": "latest"}, "names"),
-        ({"has_nan": True}, "no_nan"),
+        ({"num_not_finite": 1}, "no_nan"),
+        ({"num_not_finite": False}, "no_nan"),
         ({"auc_U": np.r_[users(0.6)[:-1], np.inf]}, "no_nan"),
         ({"auc_U": users(0.6) + 0.5}, "no_nan"),
         ({"onnx_difference": 2e-5}, "onnx_parity"),
@@ -202,7 +203,7 @@ def test_the_bound_is_the_same_however_the_draws_are_cut(monkeypatch: pytest.Mon
 def write_evaluation(folder: Path, *, champion: float | None, changes: Mapping[str, object] | None = None) -> Path:
     folder.mkdir()
     auc_U = users(0.66)
-    metrics = {"per_user_auc": float(auc_U.mean()), "has_nan": False, "num_users": NUM_USERS}
+    metrics = {"per_user_auc": float(auc_U.mean()), "num_not_finite": 0, "num_users": NUM_USERS}
     other = None if champion is None else {"version": CHAMPION, "metrics": metrics | {"per_user_auc": champion}}
     evaluation = {
         "day": "2026-03-09",
@@ -235,7 +236,7 @@ def test_the_step_writes_the_verdict_it_returns(tmp_path: Path, champion: float 
         {"challenger": None},
         {"challenger": {}},
         {"challenger": {"version": CHALLENGER, "metrics": None, "onnx_difference": 0.0}},
-        {"challenger": {"version": CHALLENGER, "metrics": {"per_user_auc": None, "has_nan": False}}},
+        {"challenger": {"version": CHALLENGER, "metrics": {"per_user_auc": None, "num_not_finite": 0}}},
         {"champion": {}},
         {"champion": []},
         {"day": None},

@@ -38,7 +38,7 @@ class Judged:
     Attributes:
         version: of the bundle.
         per_user_auc: mean over the scorable users. Paper: Eq. 12.
-        has_nan: whether a score was not finite.
+        num_not_finite: scores that were NaN or infinite.
         onnx_difference: largest |difference| between the served probabilities and torch's.
         user_ids_U: held-out users, [U] int64.
         auc_U: per-user AUC, [U] float; NaN where a user has clicks or non-clicks only.
@@ -46,7 +46,7 @@ class Judged:
 
     version: str | None
     per_user_auc: float | None
-    has_nan: bool | None
+    num_not_finite: int | None
     onnx_difference: float | None
     user_ids_U: npt.NDArray[np.int64] | None
     auc_U: Floats | None
@@ -236,7 +236,7 @@ def _no_nan(challenger: Judged, champion: Judged | None) -> Outcome:
     for name, model in parts.items():
         values_U = _known(model.auc_U, f"{name}'s per-user AUC")
         outside = bool(((values_U < 0) | (values_U > 1)).any() or np.isinf(values_U).any())
-        if _known(model.has_nan, f"{name}'s has_nan") is not False or outside:
+        if _number(model.num_not_finite, f"{name}'s num_not_finite") != 0 or outside:
             bad.append(name)
     figures: dict[str, float | str | bool | None] = {name: name in bad for name in parts}
     if bad:
@@ -319,11 +319,11 @@ def _judged(model: Mapping[str, object], per_user: Mapping[str, npt.NDArray[np.g
     metrics = metrics if isinstance(metrics, dict) else {}
     users, values = per_user.get("user_ids"), per_user.get(column)
     version = model.get("version")
-    difference, has_nan = model.get("onnx_difference"), metrics.get("has_nan")
+    difference = model.get("onnx_difference")
     return Judged(
         version=version if isinstance(version, str) else None,
         per_user_auc=metrics.get("per_user_auc"),
-        has_nan=bool(has_nan) if isinstance(has_nan, bool | int | float) else None,
+        num_not_finite=metrics.get("num_not_finite"),
         onnx_difference=difference if isinstance(difference, int | float) else None,
         user_ids_U=None if users is None else users.astype(np.int64),
         auc_U=None if values is None else values.astype(np.float64),
