@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from pydantic import BaseModel
 from rich.console import Console
 
 from storyrec.config import Config, load_config, parse_day
@@ -251,7 +252,7 @@ def pack_bundle(
     config: ConfigOption = None,
 ) -> None:
     """Pack the trained model into a bundle: ONNX ranker, weights, item table, sums."""
-    from storyrec.bundle import pack_bundle
+    from storyrec.pack import pack_bundle
 
     pack_bundle(load_config(config), dataset=dataset, dual=dual, aden=aden, out=out)
 
@@ -351,7 +352,7 @@ def rank(
     """Rank the newest stories for a user with the deployed model."""
     from storyrec.examples import print_ranking, rank_for_user
 
-    print_ranking(rank_for_user(load_config(config), user_id=user, top=top))
+    print_ranking(rank_for_user(load_config(config), user_id=user, top=top), console=Console(highlight=False))
 
 
 @app.command()
@@ -363,7 +364,7 @@ def match(
     """Show the stories that match a product best, by the deployed model."""
     from storyrec.examples import match_product, print_matches
 
-    print_matches(match_product(load_config(config), product_id=product, top=top))
+    print_matches(match_product(load_config(config), product_id=product, top=top), console=Console(highlight=False))
 
 
 @app.command()
@@ -436,6 +437,8 @@ def _checkpoints(config: Config):  # type: ignore[no-untyped-def]
 def _print_json(result: object) -> None:
     import dataclasses
 
+    if isinstance(result, BaseModel):
+        result = result.model_dump(mode="json")
     if dataclasses.is_dataclass(result) and not isinstance(result, type):
         result = dataclasses.asdict(result)
     convert: Callable[[object], str] = lambda value: value.isoformat() if isinstance(value, date) else str(value)  # noqa: E731

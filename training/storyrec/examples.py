@@ -145,19 +145,18 @@ def example_ids(config: Config) -> tuple[int, int]:
     return user, int(own[-1])
 
 
-def print_ranking(ranking: Ranking) -> None:
+def print_ranking(ranking: Ranking, *, console: Console) -> None:
     """Show a ranking to a person."""
-    console = Console()
     console.print(f"User {ranking.user_id} clicked the stories [i]{'; '.join(ranking.story_clicks) or 'none'}[/]")
     console.print(f"and the products [i]{'; '.join(ranking.product_clicks) or 'none'}[/]")
     title = f"Best of {ranking.num_candidates} new stories, model {ranking.model_version}"
     console.print(_table(title, "click probability", ranking.stories))
 
 
-def print_matches(matches: Matches) -> None:
+def print_matches(matches: Matches, *, console: Console) -> None:
     """Show the stories of a product to a person."""
     title = f"Stories for product {matches.product_id}, {matches.title}, model {matches.model_version}"
-    Console().print(_table(title, "distance", matches.stories))
+    console.print(_table(title, "distance", matches.stories))
 
 
 def _table(title: str, value: str, stories: tuple[Recommendation, ...]) -> Table:

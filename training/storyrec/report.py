@@ -34,7 +34,6 @@ def render_report(
     folder: Path,
     *,
     verdict: Document | None = None,
-    outcome: Document | None = None,
     validation: Document | None = None,
 ) -> str:
     """The page for one day's evaluation.
@@ -42,7 +41,6 @@ def render_report(
     Args:
         folder: holds evaluation.json and per_user.npz.
         verdict: the gate's verdict; None before it is given.
-        outcome: what was deployed; None before it is known.
         validation: the day's validation report; None where it is not at hand.
     """
     evaluation = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
@@ -58,7 +56,6 @@ def render_report(
     return template.render(
         evaluation=evaluation,
         verdict=verdict,
-        outcome=outcome,
         validation=validation,
         columns=columns,
         figures=_named_figures(evaluation["challenger"]["metrics"]),
@@ -122,7 +119,7 @@ def _plot_dual(curves: list[Document]) -> markupsafe.Markup:
     axes = figure.subplots()
     epochs = [point["epoch"] for point in curves]
     for name, label, color in (("title_loss", "title loss", "#4878a8"), ("cover_loss", "cover loss", "#d08a2e")):
-        axes.plot(epochs, [point["validation"][name] for point in curves], label=label, color=color)
+        axes.plot(epochs, [point["validation"].get(name, np.nan) for point in curves], label=label, color=color)
     axes.set_xlabel("DUAL epoch")
     axes.set_ylabel("validation loss")
     axes.legend(frameon=False)

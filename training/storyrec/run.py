@@ -9,8 +9,10 @@ from rich.console import Console
 from storyrec.config import Config, Locations, parse_day
 from storyrec.drive import run_days, start_airflow, stop_airflow
 from storyrec.errors import MissingPartition
+from storyrec.logs.days import suggest_days
 from storyrec.logs.partitions import list_days
 from storyrec.storage import open_storage
+from storyrec.summary import print_summary
 
 NUM_DAYS = 2
 
@@ -22,24 +24,29 @@ def run(config: Config, *, data: Path | None = None, days: tuple[date, ...] | No
         config: settings; `locations` say where logs, working files and registry are.
         data: data root of the log contract; None: the locations of the settings, simulated where they are the
             default marketplace.
-        days: partitions to run, in this order; None: the last two of the logs.
+        days: partitions to run, in this order; None: the last two that make sense.
 
     Raises:
         StoryrecError: what the first failed step said.
     """
     console = Console(highlight=False)
-    config = with_data(config, data=data)
+    if data is not None:
+        config = with_data(config, data=data)
     simulated = data is None and config.locations.logs == Locations().logs
-    days = days or (simulated_days(config) if simulated else last_days(config))
+    if days is None:
+        locations = config.locations
+        logs = open_storage(locations.logs, s3_endpoint=locations.s3_endpoint)
+        days = simulated_days(config) if simulated else suggest_days(logs)
     run_days(
         config, days=days, console=console, meanwhile=(lambda: make_marketplace(config)) if simulated else lambda: None
     )
+    print_summary(config, days=days, console=console)
 
 
 def up(config: Config) -> None:
     """Start the local Airflow, leave it running, and say where it is."""
     console = Console(highlight=False)
-    login = start_airflow(with_data(config, data=None), console=console)
+    login = start_airflow(config, console=console)
     console.print(f"Airflow is up: {login.url}   user {login.user}   password {login.password}")
 
 
@@ -48,18 +55,13 @@ def down(config: Config) -> None:
     print("Airflow is down" if stop_airflow() else "Airflow was not running")
 
 
-def with_data(config: Config, *, data: Path | None) -> Config:
+def with_data(config: Config, *, data: Path) -> Config:
     """The settings with the logs of a data root; its working files and registry get a place of their own.
 
     Raises:
         MissingPartition: there are no logs at that place.
     """
     locations = config.locations
-    if data is None:
-        if locations.logs == Locations().logs and not locations.truth:
-            truth = str(Path(locations.logs).parent / "truth")
-            return config.model_copy(update={"locations": locations.model_copy(update={"truth": truth})})
-        return config
     root = data.resolve()
     if not list_days(open_storage(str(root)), "impressions"):
         raise MissingPartition(
@@ -96,21 +98,3 @@ def simulated_days(config: Config) -> tuple[date, ...]:
     """The last two days that the marketplace of the settings has."""
     last = parse_day(config.simulate.first_day) + timedelta(days=config.simulate.num_days - 1)
     return tuple(last - timedelta(days=back) for back in reversed(range(NUM_DAYS)))
-
-
-def last_days(config: Config) -> tuple[date, ...]:
-    """The last two partitions of impressions.
-
-    Raises:
-        MissingPartition: there are fewer.
-    """
-    storage = open_storage(config.locations.logs, s3_endpoint=config.locations.s3_endpoint)
-    found = sorted(list_days(storage, "impressions"))
-    if len(found) < NUM_DAYS:
-        raise MissingPartition(
-            f"the logs hold {len(found)} days of impressions",
-            expected=f"at least {NUM_DAYS}, and days before them to learn from",
-            where=storage.url,
-            remedy="name another place, or name the days",
-        )
-    return tuple(found[-NUM_DAYS:])
