@@ -49,7 +49,7 @@ class World:
         locations = Locations(work=str(self.folder / "work"), registry=str(self.folder / "registry"))
         return Config(locations=locations, features=Features(sequence_length=self.length))
 
-    def write(self, number: int, *, status: str = "passed") -> None:
+    def write(self, number: int, *, status: str = "valid") -> None:
         """Write the day's partitions and report as validation leaves them."""
         day = day_of(number)
         rows = [(*row, None) for row in self.impressions.get(number, [])]

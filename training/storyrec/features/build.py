@@ -231,7 +231,7 @@ def _require_validated(storage: Storage, day: date) -> None:
                 remedy=f"run validate_logs for {day} again",
             )
         raise missing_partition(storage, "impressions", day, prefix=VALIDATED)
-    if json.loads(report[0])["status"] == "stopped":
+    if json.loads(report[0])["status"] != "valid":
         raise DayStopped(
             f"the day {day} was stopped by its rules",
             expected="a day that passed validation",

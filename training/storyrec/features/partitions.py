@@ -82,7 +82,7 @@ def read_markers(storage: Storage) -> list[Marker]:
 def validated_days(storage: Storage) -> list[date]:
     """The days whose validation ended well, ascending."""
     keys = [key for key in storage.list("reports/dt=") if re.fullmatch(r"reports/dt=[\d-]+\.json", key)]
-    passed = (key for key in keys if json.loads(storage.read(key))["status"] != "stopped")
+    passed = (key for key in keys if json.loads(storage.read(key))["status"] == "valid")
     return sorted(date.fromisoformat(key[len("reports/dt=") : -len(".json")]) for key in passed)
 
 
