@@ -16,7 +16,7 @@ up: $(READY)
 	@$(BIN)/storyrec up $(if $(CONFIG),--config "$(CONFIG)")
 
 down: $(READY)
-	@$(BIN)/storyrec down $(if $(CONFIG),--config "$(CONFIG)")
+	@$(BIN)/storyrec down
 
 test: $(READY)
 	$(BIN)/pytest

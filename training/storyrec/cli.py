@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 from datetime import date
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from pydantic import BaseModel
@@ -17,6 +17,9 @@ from rich.console import Console
 
 from storyrec.config import Config, load_config, parse_day
 from storyrec.errors import EXIT_CODE, ConfigError, StoryrecError
+
+if TYPE_CHECKING:
+    from storyrec.storage import Storage
 
 app = typer.Typer(
     name="storyrec",
@@ -144,9 +147,18 @@ def quarantine_list(
     config: ConfigOption = None,
 ) -> None:
     """Show how many rows each rule rejected, with examples."""
-    from storyrec.logs.quarantine import print_quarantine
+    from storyrec.logs.quarantine import list_quarantine
+    from storyrec.storage import open_storage
 
-    print_quarantine(load_config(config), day=parse_day(day) if day else None)
+    locations = load_config(config).locations
+    work = open_storage(locations.work, s3_endpoint=locations.s3_endpoint)
+    found = list_quarantine(work, day=parse_day(day) if day else None)
+    for rows in found:
+        example = ", ".join(f"{name}={value}" for name, value in rows.examples[0].items() if value is not None)
+        typer.echo(f"{rows.day}  {rows.table}.{rows.rule}: {rows.count:,} rows; expected: {rows.says}")
+        typer.echo(f"            for example {example}")
+    if not found:
+        typer.echo("nothing is quarantined")
 
 
 @quarantine_app.command("replay")
@@ -201,7 +213,7 @@ def features_compare(
     config: ConfigOption = None,
 ) -> None:
     """Compare the training sequences with the store's historical retrieval, row by row."""
-    from storyrec.features.build import compare_sequences
+    from storyrec.features.compare import compare_sequences
 
     _print_json(compare_sequences(load_config(config), day=parse_day(day), num_rows=rows))
 
@@ -405,14 +417,14 @@ def up(config: ConfigOption = None) -> None:
 
 
 @app.command()
-def down(config: ConfigOption = None) -> None:
+def down() -> None:
     """Stop the local Airflow with all its processes."""
     from storyrec.run import down
 
-    down(load_config(config))
+    down()
 
 
-def _components():  # type: ignore[no-untyped-def]
+def _components() -> Any:
     """The pipeline of the source checkout: the wheel holds `storyrec` alone."""
     import importlib
 
@@ -428,7 +440,7 @@ def _components():  # type: ignore[no-untyped-def]
     return importlib.import_module("components.pipeline")
 
 
-def _checkpoints(config: Config):  # type: ignore[no-untyped-def]
+def _checkpoints(config: Config) -> "Storage":
     from storyrec.storage import open_storage
 
     return open_storage(f"{config.locations.work}/checkpoints", s3_endpoint=config.locations.s3_endpoint)

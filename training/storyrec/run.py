@@ -50,7 +50,7 @@ def up(config: Config) -> None:
     console.print(f"Airflow is up: {login.url}   user {login.user}   password {login.password}")
 
 
-def down(config: Config) -> None:
+def down() -> None:
     """Stop the local Airflow with all its processes."""
     print("Airflow is down" if stop_airflow() else "Airflow was not running")
 
