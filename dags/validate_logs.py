@@ -14,7 +14,7 @@ Runs at 02:00 UTC for the day before; the partition key is that day.
 * *MissingPartition*: the export is late. Put the partition in place and clear the task.
 * *DayStopped*: the day broke a rule. Nothing of it goes on; yesterday's model stays deployed. Look at the data docs
   and at `storyrec quarantine list --day DAY`, mend the export, clear the task.
-* *StorageError*: disk or S3. Mend it; the task retries by itself twice.
+* *StorageError*: disk or S3. Mend it and clear the task.
 
 **Rows were quarantined but the task is green.** They are kept: `storyrec quarantine list`, then `replay`.
 """
