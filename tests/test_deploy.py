@@ -47,8 +47,14 @@ class Place:
         return pointer.champion.version if pointer else None
 
 
+@pytest.fixture
+def place(tmp_path: Path) -> Place:
+    locations = Locations(registry=str(tmp_path / "registry"), work=str(tmp_path / "work"))
+    return Place(Config(locations=locations), FolderStorage(tmp_path / "registry"), tmp_path / "work")
+
+
 @pytest.fixture(params=["folder", "s3"])
-def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
+def any_place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
     endpoint = ""
     url = str(tmp_path / "registry")
     if request.param == "s3":
@@ -108,27 +114,27 @@ def make_run(
     return Run(bundle, folder / "evaluation", folder / "verdict", version, day)
 
 
-def test_a_first_model_and_its_successor_are_deployed(place: Place, packed: Path, tmp_path: Path) -> None:
-    first = make_run(place, packed, tmp_path / "1", day=DAYS[0], champion=None)
-    outcome = first.deploy(place)
+def test_a_first_model_and_its_successor_are_deployed(any_place: Place, packed: Path, tmp_path: Path) -> None:
+    first = make_run(any_place, packed, tmp_path / "1", day=DAYS[0], champion=None)
+    outcome = first.deploy(any_place)
     assert (outcome.deployed, outcome.status, outcome.previous) == (True, "deployed", None)
-    assert place.champion() == first.version
+    assert any_place.champion() == first.version
 
-    second = make_run(place, packed, tmp_path / "2", day=DAYS[1], champion=first.version)
-    outcome = second.deploy(place)
+    second = make_run(any_place, packed, tmp_path / "2", day=DAYS[1], champion=first.version)
+    outcome = second.deploy(any_place)
     assert (outcome.deployed, outcome.version, outcome.previous) == (True, second.version, first.version)
-    pointer = json.loads(place.pointer() or b"")
+    pointer = json.loads(any_place.pointer() or b"")
     assert (pointer["version"], pointer["previous"]["version"]) == (second.version, first.version)
     assert pointer["verdict"]["champion"] == first.version
     assert pointer["verdict"]["reasons"] == list(outcome.reasons)
 
-    fetch_bundle(place.registry, second.version, tmp_path / "copy")
+    fetch_bundle(any_place.registry, second.version, tmp_path / "copy")
     assert Bundle.load(tmp_path / "copy").version == second.version
     for name, source in (("evaluation.json", second.evaluation), ("verdict.json", second.verdict)):
         assert (tmp_path / "copy" / name).read_bytes() == (source / name).read_bytes()
-        assert (place.work / f"runs/dt={DAYS[1]}" / name).read_bytes() == (source / name).read_bytes()
-    assert (place.work / f"runs/dt={DAYS[1]}/report.html").read_text() == "<p>report</p>"
-    recorded = place.outcome(DAYS[1])
+        assert (any_place.work / f"runs/dt={DAYS[1]}" / name).read_bytes() == (source / name).read_bytes()
+    assert (any_place.work / f"runs/dt={DAYS[1]}/report.html").read_text() == "<p>report</p>"
+    recorded = any_place.outcome(DAYS[1])
     assert recorded == {
         "day": "2026-03-05",
         "status": "deployed",
@@ -192,10 +198,8 @@ def test_a_worse_challenger_leaves_the_pointer_and_pushes_nothing(place: Place, 
     ],
 )
 def test_a_verdict_that_is_no_blessing_of_this_bundle_deploys_nothing(
-    packed: Path, tmp_path: Path, damage: str | dict[str, object]
+    place: Place, packed: Path, tmp_path: Path, damage: str | dict[str, object]
 ) -> None:
-    config = Config(locations=Locations(registry=str(tmp_path / "registry"), work=str(tmp_path / "work")))
-    place = Place(config, FolderStorage(tmp_path / "registry"), tmp_path / "work")
     run = make_run(place, packed, tmp_path / "1", day=DAYS[0], champion=None)
     path = run.verdict / "verdict.json"
     if isinstance(damage, dict):
@@ -270,51 +274,51 @@ def test_what_was_rolled_back_is_not_deployed_by_a_rerun(place: Place, packed: P
     assert place.champion() == first.version
 
 
-def test_of_two_racing_deployers_one_wins(place: Place, packed: Path, tmp_path: Path) -> None:
-    first = make_run(place, packed, tmp_path / "0", day=DAYS[0], champion=None)
-    first.deploy(place)
-    runs = [make_run(place, packed, tmp_path / str(day), day=day, champion=first.version) for day in DAYS[1:3]]
+def test_of_two_racing_deployers_one_wins(any_place: Place, packed: Path, tmp_path: Path) -> None:
+    first = make_run(any_place, packed, tmp_path / "0", day=DAYS[0], champion=None)
+    first.deploy(any_place)
+    runs = [make_run(any_place, packed, tmp_path / str(day), day=day, champion=first.version) for day in DAYS[1:3]]
     barrier = Barrier(2)
 
     def deploy(run: Run) -> Outcome:
         barrier.wait()
-        return run.deploy(place)
+        return run.deploy(any_place)
 
     with ThreadPoolExecutor(2) as pool:
         outcomes = list(pool.map(deploy, runs))
     winners = [outcome for outcome in outcomes if outcome.deployed]
     assert len(winners) == 1
-    assert place.champion() == winners[0].version
+    assert any_place.champion() == winners[0].version
     for outcome in outcomes:
-        assert place.outcome(outcome.day)["deployed"] is outcome.deployed
+        assert any_place.outcome(outcome.day)["deployed"] is outcome.deployed
 
 
 def test_a_deployment_lost_at_the_last_moment_is_recorded(
-    place: Place, packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    any_place: Place, packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = make_run(place, packed, tmp_path / "1", day=DAYS[0], champion=None)
+    run = make_run(any_place, packed, tmp_path / "1", day=DAYS[0], champion=None)
 
     def overtaken(registry: Storage, version: str, folder: Path) -> None:
         switch_champion(registry, version="d" * 16, day=DAYS[1], expected_version=None)
 
     monkeypatch.setattr("storyrec.deploy.query_pushed", overtaken)
-    outcome = run.deploy(place)
+    outcome = run.deploy(any_place)
     assert (outcome.deployed, outcome.champion) == (False, "d" * 16)
     assert "d" * 16 in outcome.reasons[0]
-    assert place.champion() == "d" * 16
+    assert any_place.champion() == "d" * 16
 
 
-def test_a_kill_during_the_upload_is_finished_by_a_rerun(place: Place, packed: Path, tmp_path: Path) -> None:
-    run = make_run(place, packed, tmp_path / "1", day=DAYS[0], champion=None)
-    push_bundle(place.registry, run.bundle)
+def test_a_kill_during_the_upload_is_finished_by_a_rerun(any_place: Place, packed: Path, tmp_path: Path) -> None:
+    run = make_run(any_place, packed, tmp_path / "1", day=DAYS[0], champion=None)
+    push_bundle(any_place.registry, run.bundle)
     # as if the push had been killed before its last two writes
-    place.registry.delete(f"bundles/{run.version}/manifest.json")
-    place.registry.write(f"bundles/{run.version}/ranker.onnx", b"half")
+    any_place.registry.delete(f"bundles/{run.version}/manifest.json")
+    any_place.registry.write(f"bundles/{run.version}/ranker.onnx", b"half")
     with pytest.raises(ModelError, match="never finished"):
-        fetch_bundle(place.registry, run.version, tmp_path / "copy")
-    assert place.champion() is None
-    assert run.deploy(place).deployed
-    fetch_bundle(place.registry, run.version, tmp_path / "copy")
+        fetch_bundle(any_place.registry, run.version, tmp_path / "copy")
+    assert any_place.champion() is None
+    assert run.deploy(any_place).deployed
+    fetch_bundle(any_place.registry, run.version, tmp_path / "copy")
     assert Bundle.load(tmp_path / "copy").version == run.version
 
 

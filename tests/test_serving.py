@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from datetime import date
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,11 @@ import pytest
 import yaml
 from fastapi.testclient import TestClient
 
+from storyrec import serving
 from storyrec.bundle import Bundle
 from storyrec.config import Config, Locations, load_config, save_config
 from storyrec.errors import ModelError, PlatformError, StorageError
+from storyrec.features.build import build_features, materialize_features
 from storyrec.manifest import seal_folder
 from storyrec.match import nearest_stories
 from storyrec.ranking import NO_CLICKS, Clicks, rank
@@ -31,6 +33,7 @@ from storyrec.registry import push_bundle, read_champion, rollback, switch_champ
 from storyrec.routes import Sequences, create_app
 from storyrec.serving import Champion, serve
 from storyrec.storage import FolderStorage, Storage, open_storage
+from trained import World
 
 NOW_US = 20_600 * 86_400_000_000
 DAYS = (date(2026, 3, 4), date(2026, 3, 5))
@@ -420,3 +423,30 @@ def test_the_kubernetes_manifests_fit_together_and_the_server(champion: Champion
             get = container[probe]["httpGet"]
             assert get["port"] in ports
             assert client.get(get["path"]).status_code == 200
+
+
+def test_a_user_is_served_from_the_feature_store_as_from_the_logs(
+    world: World, champion: Champion, tmp_path: Path
+) -> None:
+    data, bundle = world.data, champion.bundle
+    assert bundle is not None
+    work = tmp_path / "work"
+    shutil.copytree(Path(world.config.locations.work), work)
+    config = world.config.model_copy(update={"locations": Locations(work=str(work))})
+    build_features(config, day=data.day)
+    materialize_features(config, day=data.day)
+    sequences = serving.feature_store(config)
+    assert sequences is not None
+    now_us = int(datetime.combine(data.day + timedelta(days=1), datetime.min.time(), UTC).timestamp()) * 10**6
+    ids = [int(i) for i in bundle.stories.ids_N[1:9]]
+    with client_of(champion, sequences=sequences) as client:
+        for user in (1, 17, 60, 10**12):
+            clicks = [
+                Clicks(log.item_ids_C[log.user_ids_C == user], log.clicked_us_C[log.user_ids_C == user])
+                for log in (data.story_clicks, data.product_clicks)
+            ]
+            answer = client.post(INFER, json=body(user, ids, now_us=now_us))
+            assert answer.json()["parameters"] == {"sequences": "online"}
+            expected = rank(bundle, story_clicks=clicks[0], product_clicks=clicks[1], now_us=now_us, candidate_ids=ids)
+            assert outputs(answer)["scores"] == pytest.approx(expected.tolist(), abs=1e-7)
+            assert (len(clicks[0].item_ids_C) > 0) == (user < 10**12)

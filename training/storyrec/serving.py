@@ -96,7 +96,7 @@ def serve(config: Config) -> None:
         champion.refresh()
         app = create_app(
             champion,
-            sequences=_feature_store(config),
+            sequences=feature_store(config),
             poll_seconds=settings.poll_seconds,
             max_candidates=settings.max_candidates,
             num_stories=config.match.num_stories,
@@ -123,7 +123,8 @@ def _listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-def _feature_store(config: Config) -> "Sequences | None":
+def feature_store(config: Config) -> "Sequences | None":
+    """How to look a user's clicks up online; None, with a warning, where there is no feature store."""
     try:
         from storyrec.features.store import open_feature_store
 
