@@ -118,7 +118,7 @@ def finetune_aden(
         "start": start.to_json(),
         "stopped_by": stage.stopped_by,
         "num_training_instances": len(data.train),
-        "num_validation_instances": len(data.validation),
+        "num_validation_instances": len(stage.judged_B),
         **trained.to_json(),
     }
     with write_folder(out) as folder:
@@ -178,10 +178,10 @@ class ClickStage:
     ) -> None:
         self.model, self.data, self.stories, self.products = model, data, stories, products
         self.batch_size, self.sequence_length, self.num_time_blocks = batch_size, sequence_length, num_time_blocks
-        validation = data.validation
-        nothing_B = np.zeros(len(validation))
-        scorable = per_user_auc(validation.user_ids_B, validation.clicked_B, nothing_B).values_U.size > 0
-        self.stopped_by = "per_user_auc" if scorable else "log_loss"
+        self.judged_B = scorable_impressions(data.validation)
+        self.stopped_by = "per_user_auc" if len(self.judged_B) else "log_loss"
+        if not len(self.judged_B):
+            self.judged_B = np.arange(len(data.validation))
 
     def batches(self, generator: np.random.Generator) -> Sequence[Int64s]:
         """All training instances, users in random order."""
@@ -193,18 +193,19 @@ class ClickStage:
         return click_loss(logits_B, clicked_B), {}
 
     def validate(self) -> Judgement:
-        """Per-user AUC and log loss of all validation impressions."""
+        """Per-user AUC and log loss of the impressions that the AUC depends on."""
         validation = self.data.validation
-        order_B = np.argsort(validation.user_ids_B, kind="stable")
-        logits_B = np.zeros(len(validation))
-        for start in range(0, len(validation), VALIDATION_BATCH_SIZE):
-            index_B = order_B[start : start + VALIDATION_BATCH_SIZE]
-            logits_B[index_B] = self._score(validation, index_B)[0].cpu().numpy()
-        clicked_B = np.asarray(validation.clicked_B)
+        logits_B = np.concatenate(
+            [
+                self._score(validation, self.judged_B[start : start + VALIDATION_BATCH_SIZE])[0].cpu().numpy()
+                for start in range(0, len(self.judged_B), VALIDATION_BATCH_SIZE)
+            ]
+        ).astype(np.float64)
+        clicked_B = validation.clicked_B[self.judged_B]
         log_loss = float(np.mean(np.logaddexp(0.0, np.where(clicked_B, -logits_B, logits_B))))
         if self.stopped_by == "log_loss":
             return Judgement(-log_loss, {"log_loss": log_loss})
-        auc = per_user_auc(np.asarray(validation.user_ids_B), clicked_B, logits_B).mean
+        auc = per_user_auc(validation.user_ids_B[self.judged_B], clicked_B, logits_B).mean
         return Judgement(auc, {"per_user_auc": auc, "log_loss": log_loss})
 
     def _score(self, instances: Instances, index_B: Int64s) -> tuple[Tensor, Tensor]:
@@ -218,6 +219,16 @@ class ClickStage:
         )
         logits_B: Tensor = self.model(batch, stories=self.stories, products=self.products)
         return logits_B, torch.from_numpy(batch.clicked_B).to(logits_B.device)
+
+
+def scorable_impressions(instances: Instances) -> Int64s:
+    """Indices of the impressions of users with both classes, user by user: only these have a per-user AUC."""
+    users_U, user_B = np.unique(instances.user_ids_B, return_inverse=True)
+    num_shown_U = np.bincount(user_B, minlength=len(users_U))
+    num_clicked_U = np.bincount(user_B, weights=instances.clicked_B, minlength=len(users_U))
+    scorable_U = (num_clicked_U > 0) & (num_clicked_U < num_shown_U)
+    order_B = np.argsort(user_B, kind="stable")
+    return order_B[scorable_U[user_B[order_B]]]
 
 
 def _require_both_classes(instances: Instances, *, part: str, where: Path) -> None:

@@ -1,0 +1,152 @@
+"""Eq. 9-10 recomputed naively; padding, batches and shared items never change a score."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from storyrec.data.batches import Batch
+from storyrec.models.aden import Aden, Ranker, TargetAttention, distinct
+from storyrec.models.extractors import Extractors, RawItems
+from storyrec.schema import Domain
+
+WIDTH, HEADS, BLOCKS, LENGTH = 8, 4, 5, 6
+
+
+@pytest.fixture
+def ranker() -> Ranker:
+    torch.manual_seed(0)
+    module = Ranker(width=WIDTH, num_heads=HEADS, num_time_blocks=BLOCKS, head_widths=(12, 5), dropout=0.5)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.normal_(std=0.7)
+        module.time_blocks.weight[0] = 0.0
+    return module.eval()
+
+
+@pytest.fixture
+def inputs() -> tuple[torch.Tensor, ...]:
+    generator = torch.Generator().manual_seed(1)
+    lengths = {"story": (6, 1, 0, 3, 0), "product": (2, 6, 4, 0, 0)}
+    sequences = []
+    for numbers in lengths.values():
+        blocks_BL = torch.randint(1, BLOCKS + 2, (5, LENGTH), generator=generator)
+        blocks_BL[torch.arange(LENGTH) >= torch.tensor(numbers).unsqueeze(1)] = 0
+        sequences += [torch.randn(5, LENGTH, WIDTH, generator=generator), blocks_BL]
+    return (torch.randn(5, WIDTH, generator=generator), *sequences)
+
+
+def naive_attention(attention: TargetAttention, target_D: torch.Tensor, items_LD: torch.Tensor) -> torch.Tensor:
+    """Eq. 9 and 10 as printed: project every item, one head after the other."""
+    if not len(items_LD):
+        return torch.zeros(WIDTH)
+    heads, width = [], WIDTH // HEADS
+    for head in range(HEADS):
+        rows = slice(head * width, (head + 1) * width)
+        query_E = attention.query.weight[rows] @ target_D + attention.query.bias[rows]
+        keys_LE = items_LD @ attention.key.weight[rows].T + attention.key.bias[rows]
+        values_LE = items_LD @ attention.value.weight[rows].T + attention.value.bias[rows]
+        weights_L = torch.softmax(keys_LE @ query_E / math.sqrt(width), dim=0)
+        heads.append(weights_L @ values_LE)
+    return torch.cat(heads)
+
+
+def test_ranker_is_equations_9_and_10(ranker: Ranker, inputs: tuple[torch.Tensor, ...]) -> None:
+    target_BD, story_BSD, story_blocks_BS, product_BPD, product_blocks_BP = inputs
+    logits_B = ranker(*inputs)
+    for row in range(len(target_BD)):
+        users = []
+        for attention, items_LD, blocks_L in (
+            (ranker.story_attention, story_BSD[row], story_blocks_BS[row]),
+            (ranker.product_attention, product_BPD[row], product_blocks_BP[row]),
+        ):
+            real_L = blocks_L > 0
+            timed_LD = items_LD[real_L] + ranker.time_blocks.weight[blocks_L[real_L]]
+            users.append(naive_attention(attention, target_BD[row], timed_LD))
+        hidden = torch.cat([*users, target_BD[row]])
+        first, second, last = (layer for layer in ranker.head if isinstance(layer, torch.nn.Linear))
+        expected = last(torch.relu(second(torch.relu(first(hidden)))))
+        torch.testing.assert_close(logits_B[row], expected[0], atol=1e-5, rtol=1e-5)
+
+
+def test_empty_histories_are_zero_vectors(ranker: Ranker, inputs: tuple[torch.Tensor, ...]) -> None:
+    target_BD, story_BSD, _, *_ = inputs
+    nothing_BL = torch.zeros(5, LENGTH, dtype=torch.bool)
+    for module in (ranker.train(), ranker.eval()):
+        user_BD = module.story_attention(target_BD, story_BSD, nothing_BL)
+        assert torch.equal(user_BD, torch.zeros(5, WIDTH))
+    story_BSD.requires_grad_()
+    ranker.story_attention(target_BD, story_BSD, nothing_BL).sum().backward()
+    assert torch.equal(story_BSD.grad, torch.zeros_like(story_BSD))
+
+
+def test_padding_never_changes_a_score(ranker: Ranker, inputs: tuple[torch.Tensor, ...]) -> None:
+    target_BD, story_BSD, story_blocks_BS, product_BPD, product_blocks_BP = inputs
+    logits_B = ranker(*inputs)
+    noisy = [
+        torch.where((blocks > 0).unsqueeze(-1), items, torch.full_like(items, 1e6))
+        for items, blocks in ((story_BSD, story_blocks_BS), (product_BPD, product_blocks_BP))
+    ]
+    assert torch.equal(ranker(target_BD, noisy[0], story_blocks_BS, noisy[1], product_blocks_BP), logits_B)
+    longer = torch.nn.functional.pad(story_BSD, (0, 0, 0, 3), value=9.0)
+    blocks = torch.nn.functional.pad(story_blocks_BS, (0, 3))
+    torch.testing.assert_close(ranker(target_BD, longer, blocks, product_BPD, product_blocks_BP), logits_B)
+
+
+def test_permuting_the_batch_permutes_the_scores(ranker: Ranker, inputs: tuple[torch.Tensor, ...]) -> None:
+    order_B = torch.tensor([3, 0, 4, 1, 2])
+    torch.testing.assert_close(ranker(*(part[order_B] for part in inputs)), ranker(*inputs)[order_B])
+
+
+def test_dropout_hits_the_weights_behind_the_value_bias_too(ranker: Ranker) -> None:
+    """With one item in the sequence a head is either scaled as a whole or gone."""
+    attention = ranker.story_attention.train()
+    target_BD, item_B1D = torch.randn(400, WIDTH), torch.randn(1, 1, WIDTH).expand(400, 1, WIDTH)
+    with torch.no_grad():
+        user_BHE = attention(target_BD, item_B1D, torch.ones(400, 1, dtype=torch.bool)).view(400, HEADS, -1)
+        full_HE = attention.eval()(target_BD[:1], item_B1D[:1], torch.ones(1, 1, dtype=torch.bool)).view(HEADS, -1)
+    gone_BH = (user_BHE == 0).all(-1)
+    assert 0.4 < gone_BH.float().mean() < 0.6
+    torch.testing.assert_close(user_BHE[~gone_BH], (full_HE / 0.5).expand(400, HEADS, -1)[~gone_BH])
+
+
+def test_distinct_items_once_equals_every_slot_for_itself(ranker: Ranker) -> None:
+    generator = np.random.default_rng(0)
+    extractors = Extractors(num_words=20, width=WIDTH, max_words=4, visual_width=7).eval()
+    catalogs = {}
+    for domain in Domain:
+        tokens_NW = generator.integers(1, 20, size=(9, 4)).astype(np.int32)
+        tokens_NW[np.arange(4) >= generator.integers(0, 5, size=(9, 1))] = 0
+        visual_NV = generator.normal(size=(9, 7)).astype(np.float16)
+        tokens_NW[0], visual_NV[0], visual_NV[5] = 0, 0, 0
+        catalogs[domain] = RawItems.of(tokens_NW, visual_NV, domain=domain)
+    blocks_BL = generator.integers(0, BLOCKS + 2, size=(2, 5, LENGTH))
+    slots_BL = np.where(blocks_BL > 0, generator.integers(1, 9, size=blocks_BL.shape), 0)
+    batch = Batch(
+        generator.integers(1, 9, size=5), slots_BL[0], blocks_BL[0], slots_BL[1], blocks_BL[1], np.zeros(5, np.float32)
+    )
+    stories, products = catalogs[Domain.STORY], catalogs[Domain.PRODUCT]
+
+    def every(items: RawItems, rows: np.ndarray) -> torch.Tensor:
+        flat = rows.ravel()
+        visual = torch.from_numpy(items.visual_raw_NV[flat]).float()
+        features = extractors(torch.from_numpy(items.tokens_NW[flat]), visual, domain=items.domain)
+        return features.item_ND.view(*rows.shape, WIDTH)
+
+    expected_B = ranker(
+        every(stories, batch.story_rows_B),
+        every(stories, slots_BL[0]), torch.from_numpy(blocks_BL[0]),
+        every(products, slots_BL[1]), torch.from_numpy(blocks_BL[1]),
+    )  # fmt: skip
+    logits_B = Aden(extractors, ranker)(batch, stories=stories, products=products)
+    torch.testing.assert_close(logits_B, expected_B, atol=1e-6, rtol=1e-5)
+    gradients = [torch.autograd.grad(scores_B.sum(), extractors.words.weight)[0] for scores_B in (logits_B, expected_B)]
+    torch.testing.assert_close(*gradients, atol=1e-5, rtol=1e-4)
+
+
+def test_distinct_is_unique_with_inverse() -> None:
+    rows = np.random.default_rng(0).integers(0, 50, size=200)
+    expected = np.unique(rows, return_inverse=True)
+    for ours, theirs in zip(distinct(rows, num_rows=60), expected, strict=True):
+        assert np.array_equal(ours, theirs)
