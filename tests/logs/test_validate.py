@@ -76,6 +76,7 @@ def test_clean_days_pass_whole_and_a_rerun_changes_nothing(market: Market) -> No
     docs = market.work.list("data_docs/")
     assert "data_docs/dt=2026-03-05/index.html" in docs
     assert b"catch-up-2026-03-01-to-2026-03-04/index.html" in market.work.read("data_docs/index.html")
+    assert b'href="index.html/' not in market.work.read("data_docs/index.html")
 
     files = market.files()
     validate_logs(market.config, day=days[-1])

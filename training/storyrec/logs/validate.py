@@ -279,7 +279,9 @@ def _write_docs(work: Storage, docs: Path, *, name: str) -> None:
     for key in keys:
         if key.startswith(f"{prefix}/") and key not in new:
             work.delete(key)
-    runs = sorted({key.split("/")[1] for key in keys if key.endswith("/index.html")}, reverse=True)
+    runs = sorted(
+        {key.split("/")[1] for key in keys if key.count("/") == 2 and key.endswith("/index.html")}, reverse=True
+    )
     items = "\n".join(f'<li><a href="{run}/index.html">{run}</a></li>' for run in runs)
     page = (
         '<!doctype html><html lang="en"><meta charset="utf-8"><title>storyrec: data docs</title>'
