@@ -36,7 +36,7 @@ def test_a_wrong_setting_is_refused_by_name(tmp_path, text, named):
 
 
 def test_a_missing_settings_file_is_named(tmp_path):
-    with pytest.raises(ConfigError, match="nowhere.toml"):
+    with pytest.raises(ConfigError, match=r"nowhere\.toml"):
         load_config(tmp_path / "nowhere.toml")
 
 

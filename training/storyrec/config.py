@@ -121,7 +121,7 @@ class Dual(Training):
 class Aden(Training):
     """The ADEN stage. Paper: Sec. III-C, IV-B."""
 
-    # batches grouped by user share most of their items, so they are large (paper: 128, at 1e-4); the rate is scaled with them
+    # batches grouped by user share most of their items, so they are large (paper: 128, at 1e-4); the rate grows too
     batch_size: int = Field(1_024, ge=2)
     learning_rate: float = Field(2e-3, gt=0)
     max_epochs: int = Field(4, ge=1)  # with the rate falling to 0 over them, more gained nothing on held-out days
@@ -132,7 +132,6 @@ class Evaluation(Section):
 
     top_k: int = Field(5, ge=1)
     num_candidates: int = Field(13, ge=1)  # non-clicked stories that one clicked story is ranked against
-    match_gallery_top: int = Field(500, ge=1)
     seed: int = 7
 
 
