@@ -81,7 +81,7 @@ def start_from_champion(
     words = model.state_dict()[WORD_TABLE].clone()
     num_copied = copy_word_rows(table, words, known=known, vocabulary=vocabulary)
     model.load_state_dict({**weights, WORD_TABLE: words})
-    return Start(True, f"the champion of {champion.name}", num_copied, vocabulary.size - num_copied)
+    return Start(True, f"the champion's weights, from {champion.name}", num_copied, vocabulary.size - num_copied)
 
 
 def copy_word_rows(from_table: Tensor, to_table: Tensor, *, known: Vocabulary, vocabulary: Vocabulary) -> int:
