@@ -89,7 +89,10 @@ def _plot_difference(challenger_U: np.ndarray, champion_U: np.ndarray) -> markup
     axes = figure.subplots()
     if np.isfinite(champion_U).any():
         difference_U = challenger_U - champion_U
-        axes.hist(difference_U, bins=41, range=(-1, 1), color="#4878a8")
+        width = max(
+            float(np.quantile(np.abs(difference_U), 0.99)), 1e-3
+        )  # a few users with few impressions differ more
+        axes.hist(difference_U.clip(-width, width), bins=41, range=(-width, width), color="#4878a8")
         axes.axvline(difference_U.mean(), color="#b3362b", label=f"mean {difference_U.mean():+.4f}")
         axes.set_xlabel("challenger − champion, per-user AUC")
         axes.legend(frameon=False)
