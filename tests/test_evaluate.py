@@ -1,0 +1,142 @@
+"""Evaluation: the same impressions for both models, scored as they would be served; and its report."""
+
+import json
+import shutil
+from datetime import timedelta
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from storyrec.bundle import Bundle
+from storyrec.config import Config
+from storyrec.evaluate import evaluate_model, score_instances
+from storyrec.logs.partitions import encode
+from storyrec.metrics import per_user_auc
+from storyrec.report import render_report
+from storyrec.schema import TRUTH, Domain
+from storyrec.storage import FolderStorage
+from trained import World, make_bundle
+
+
+@pytest.fixture(scope="module")
+def champion(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_bundle(world, tmp_path_factory.mktemp("champion"), seed=2)
+
+
+@pytest.fixture(scope="module")
+def with_truth(world: World, tmp_path_factory: pytest.TempPathFactory) -> Config:
+    """Settings with a truth that gives clicked impressions the higher probability, one impression left out."""
+    root = tmp_path_factory.mktemp("truth")
+    data = world.data
+    holdout = data.holdout
+    rows = pa.table(
+        {
+            "user_id": holdout.user_ids_B,
+            "story_id": data.stories.item_ids_N[holdout.story_rows_B],
+            "request_id": pa.nulls(len(holdout), pa.string()),
+            "shown_at": pa.array(holdout.shown_us_B).cast(pa.timestamp("us", tz="UTC")),
+            "probability": np.where(holdout.clicked_B, 0.8, 0.1).astype(np.float32),
+        },
+        schema=TRUTH,
+    )
+    for back in range(data.windows.holdout_days):
+        part = rows.slice(1) if back == 0 else rows.slice(0, 0)
+        FolderStorage(root).write(f"impressions/dt={data.day - timedelta(days=back)}/part-0.parquet", encode(part))
+    locations = world.config.locations.model_copy(update={"truth": str(root)})
+    return world.config.model_copy(update={"locations": locations})
+
+
+@pytest.fixture(scope="module")
+def evaluation(
+    world: World, packed: Path, champion: Path, with_truth: Config, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    out = tmp_path_factory.mktemp("evaluation") / "out"
+    evaluate_model(with_truth, dataset=world.dataset, bundle=packed, champion=champion, out=out)
+    return out
+
+
+def test_both_models_are_judged_on_all_held_out_impressions(
+    world: World, packed: Path, champion: Path, evaluation: Path
+) -> None:
+    read = json.loads((evaluation / "evaluation.json").read_text())
+    holdout = world.data.holdout
+    for name, folder in (("challenger", packed), ("champion", champion)):
+        bundle = Bundle.load(folder)
+        expected = per_user_auc(holdout.user_ids_B, holdout.clicked_B, score_instances(bundle, world.data, holdout))
+        assert read[name]["version"] == bundle.version
+        assert read[name]["metrics"]["per_user_auc"] == pytest.approx(expected.mean)
+        assert read[name]["metrics"]["num_impressions"] == len(holdout)
+        per_user = np.load(evaluation / "per_user.npz")
+        assert per_user[f"{name}_auc"] == pytest.approx(expected.values_U)
+        assert per_user["user_ids"].tolist() == expected.users_U.tolist()
+    assert read["challenger"]["version"] != read["champion"]["version"]
+
+
+def test_the_oracle_knows_the_truth_and_counts_what_it_does_not_know(evaluation: Path) -> None:
+    oracle = json.loads((evaluation / "evaluation.json").read_text())["oracle"]["metrics"]
+    assert oracle["per_user_auc"] == 1.0
+    assert oracle["num_unknown"] == 1
+
+
+def test_without_a_truth_there_is_no_oracle(world: World, packed: Path, tmp_path: Path) -> None:
+    evaluate_model(world.config, dataset=world.dataset, bundle=packed, champion=None, out=tmp_path / "out")
+    read = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    assert read["oracle"] is None
+    assert read["champion"] is None
+    assert np.isnan(np.load(tmp_path / "out" / "per_user.npz")["champion_auc"]).all()
+
+
+def test_popularity_is_the_training_clicks_of_the_story(world: World, evaluation: Path) -> None:
+    data = world.data
+    clicks: dict[int, int] = {}
+    for row, clicked in zip(data.train.story_rows_B, data.train.clicked_B, strict=True):
+        clicks[int(row)] = clicks.get(int(row), 0) + int(clicked)
+    scores_B = np.array([clicks.get(int(row), 0) for row in data.holdout.story_rows_B], np.float64)
+    expected = per_user_auc(data.holdout.user_ids_B, data.holdout.clicked_B, scores_B).mean
+    read = json.loads((evaluation / "evaluation.json").read_text())
+    assert read["popularity"]["metrics"]["per_user_auc"] == pytest.approx(expected)
+
+
+def test_items_that_the_bundle_does_not_know_are_embedded_by_its_extractors(
+    world: World, packed: Path, tmp_path: Path
+) -> None:
+    """A champion of the day before meets stories that its table does not hold."""
+    data, bundle = world.data, Bundle.load(packed)
+    new_ids = np.unique(data.stories.item_ids_N[data.holdout.story_rows_B])[:5]
+    old = tmp_path / "bundle"
+    shutil.copytree(packed, old)
+    keep_N = ~np.isin(bundle.stories.ids_N, new_ids)
+    for name in ("ids", "vectors", "match_vectors"):
+        file = old / "items" / f"story_{name}.npy"
+        np.save(file, np.load(file)[keep_N])
+    forgetful = Bundle.open_unverified(old, bundle.manifest)
+    assert (forgetful.stories.rows(new_ids) == 0).all()
+    assert forgetful.vectors(data.stories, domain=Domain.STORY) == pytest.approx(
+        bundle.vectors(data.stories, domain=Domain.STORY), abs=1e-6
+    )
+
+
+def test_the_slices_cover_the_sources_and_the_cold_users(world: World, evaluation: Path) -> None:
+    slices = {s["name"]: s for s in json.loads((evaluation / "evaluation.json").read_text())["slices"]}
+    by_source = [s["num_impressions"] for name, s in slices.items() if name.startswith("source ")]
+    assert sum(by_source) == len(world.data.holdout)
+
+
+def test_the_report_is_one_page_that_names_the_figures_and_the_verdict(evaluation: Path) -> None:
+    verdict = {
+        "blessed": False,
+        "rules": [{"name": "floor", "passed": False, "reason": "per-user AUC <b>0.1</b> is too low"}],
+    }
+    validation = {"tables": {"stories": {"rows": 1234, "valid": 1230, "quarantined": {"title_not_blank": 4}}}}
+    page = render_report(evaluation, verdict=verdict, validation=validation)
+    read = json.loads((evaluation / "evaluation.json").read_text())
+    assert f"{read['challenger']['metrics']['per_user_auc']:.4f}" in page
+    assert "Not blessed" in page
+    assert "&lt;b&gt;0.1&lt;/b&gt;" in page  # what comes from data is text, never markup
+    assert "4 × title_not_blank" in page
+    assert page.count("<svg") == 4
+    assert "http" not in page.replace("http://www.w3.org", "").replace("http://purl.org", "").replace(
+        "http://creativecommons.org", ""
+    ).replace("https://matplotlib.org", "")
