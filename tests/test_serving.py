@@ -31,7 +31,8 @@ from storyrec.match import nearest_stories
 from storyrec.ranking import NO_CLICKS, Clicks, rank
 from storyrec.registry import push_bundle, read_champion, rollback, switch_champion
 from storyrec.routes import Sequences, create_app
-from storyrec.serving import Champion, serve
+from storyrec.served import ServedBundle
+from storyrec.serving import serve
 from storyrec.storage import FolderStorage, Storage, open_storage
 from trained import World
 
@@ -50,15 +51,15 @@ def deploy(registry: Storage, packed: Path, folder: Path, *, day: date) -> str:
 
 
 @pytest.fixture
-def champion(packed: Path, tmp_path: Path) -> Champion:
-    champion = Champion(FolderStorage(tmp_path / "registry"), tmp_path / "cache")
+def champion(packed: Path, tmp_path: Path) -> ServedBundle:
+    champion = ServedBundle(FolderStorage(tmp_path / "registry"), tmp_path / "cache")
     deploy(champion.registry, packed, tmp_path / "first", day=DAYS[0])
     assert champion.refresh()
     return champion
 
 
 @contextmanager
-def client_of(champion: Champion, *, sequences: Sequences | None = None) -> Iterator[TestClient]:
+def client_of(champion: ServedBundle, *, sequences: Sequences | None = None) -> Iterator[TestClient]:
     app = create_app(
         champion,
         sequences=sequences,
@@ -89,7 +90,7 @@ def outputs(answer: httpx.Response) -> dict[str, list[Any]]:
     return {output["name"]: output["data"] for output in answer.json()["outputs"]}
 
 
-def test_scores_are_those_of_the_ranker_on_the_users_clicks(champion: Champion) -> None:
+def test_scores_are_those_of_the_ranker_on_the_users_clicks(champion: ServedBundle) -> None:
     bundle = champion.bundle
     assert bundle is not None
     clicks = {
@@ -112,7 +113,7 @@ def test_scores_are_those_of_the_ranker_on_the_users_clicks(champion: Champion) 
     assert outputs(other)["scores"] != outputs(answer)["scores"] != outputs(later)["scores"]
 
 
-def test_unknown_candidates_get_the_default_score_and_are_listed(champion: Champion) -> None:
+def test_unknown_candidates_get_the_default_score_and_are_listed(champion: ServedBundle) -> None:
     assert champion.bundle is not None
     known = int(champion.bundle.stories.ids_N[1])
     with client_of(champion) as client:
@@ -122,7 +123,7 @@ def test_unknown_candidates_get_the_default_score_and_are_listed(champion: Champ
     assert scores[0] == scores[2] == scores[3] == scores[4] != scores[1]
 
 
-def test_a_feature_store_that_fails_costs_the_clicks_and_not_the_answer(champion: Champion) -> None:
+def test_a_feature_store_that_fails_costs_the_clicks_and_not_the_answer(champion: ServedBundle) -> None:
     def down(user_id: int) -> tuple[Clicks, Clicks]:
         raise ConnectionError("no route to the store")
 
@@ -173,7 +174,7 @@ def changed(**changes: Any) -> dict[str, Any]:
         ({"inputs": [*body(1, [1_000])["inputs"], body(2, [1_000])["inputs"][0]]}, "twice"),
     ],
 )
-def test_a_malformed_request_is_told_what_is_wrong(champion: Champion, request_body: Any, said: str) -> None:
+def test_a_malformed_request_is_told_what_is_wrong(champion: ServedBundle, request_body: Any, said: str) -> None:
     with client_of(champion) as client:
         answer = client.post(INFER, json=request_body)
         assert answer.status_code == 400, answer.text
@@ -181,14 +182,14 @@ def test_a_malformed_request_is_told_what_is_wrong(champion: Champion, request_b
         assert client.post(INFER, json=body(1, [1_000])).status_code == 200
 
 
-def test_what_is_no_json_and_what_does_not_exist_is_refused(champion: Champion) -> None:
+def test_what_is_no_json_and_what_does_not_exist_is_refused(champion: ServedBundle) -> None:
     with client_of(champion) as client:
         assert client.post(INFER, content=b"{", headers={"content-type": "application/json"}).status_code == 400
         assert client.get("/v2/models/other").status_code == 404
         assert client.get(INFER).status_code == 405
 
 
-def test_health_and_metadata(champion: Champion, tmp_path: Path) -> None:
+def test_health_and_metadata(champion: ServedBundle, tmp_path: Path) -> None:
     assert champion.bundle is not None
     with client_of(champion) as client:
         assert client.get("/v2/health/live").json() == {"live": True}
@@ -201,7 +202,7 @@ def test_health_and_metadata(champion: Champion, tmp_path: Path) -> None:
 
 
 def test_without_a_champion_the_server_lives_and_is_not_ready(packed: Path, tmp_path: Path) -> None:
-    champion = Champion(FolderStorage(tmp_path / "registry"), tmp_path / "cache")
+    champion = ServedBundle(FolderStorage(tmp_path / "registry"), tmp_path / "cache")
     assert not champion.refresh()
     with client_of(champion) as client:
         assert client.get("/v2/health/live").status_code == 200
@@ -214,7 +215,7 @@ def test_without_a_champion_the_server_lives_and_is_not_ready(packed: Path, tmp_
         assert client.post(INFER, json=body(1, [1_000])).status_code == 200
 
 
-def test_stories_for_a_product_are_its_nearest(champion: Champion) -> None:
+def test_stories_for_a_product_are_its_nearest(champion: ServedBundle) -> None:
     bundle = champion.bundle
     assert bundle is not None
     product_id = int(bundle.products.ids_N[4])
@@ -235,7 +236,7 @@ def test_stories_for_a_product_are_its_nearest(champion: Champion) -> None:
 
 
 def test_a_new_champion_takes_over_and_its_predecessor_after_a_rollback(
-    champion: Champion, packed: Path, tmp_path: Path
+    champion: ServedBundle, packed: Path, tmp_path: Path
 ) -> None:
     first = champion.bundle
     second = deploy(champion.registry, packed, tmp_path / "second", day=DAYS[1])
@@ -253,7 +254,7 @@ def test_a_new_champion_takes_over_and_its_predecessor_after_a_rollback(
 
 @pytest.mark.parametrize("damage", ["changed", "unfinished", "nan", "pointer"])
 def test_a_champion_that_cannot_be_used_is_refused_and_the_old_one_serves(
-    champion: Champion, packed: Path, tmp_path: Path, damage: str
+    champion: ServedBundle, packed: Path, tmp_path: Path, damage: str
 ) -> None:
     assert champion.bundle is not None
     first, broken = champion.bundle.version, tmp_path / "broken"
@@ -285,7 +286,7 @@ def test_a_champion_that_cannot_be_used_is_refused_and_the_old_one_serves(
         assert champion.refused is None
 
 
-def test_a_restart_serves_from_the_cache_unless_it_was_changed(champion: Champion) -> None:
+def test_a_restart_serves_from_the_cache_unless_it_was_changed(champion: ServedBundle) -> None:
     assert champion.bundle is not None
     version = champion.bundle.version
     reads: list[str] = []
@@ -296,11 +297,11 @@ def test_a_restart_serves_from_the_cache_unless_it_was_changed(champion: Champio
             reads.append(key)
             return super().read_versioned(key)
 
-    restarted = Champion(Counted(Path(registry.url)), champion.cache)
+    restarted = ServedBundle(Counted(Path(registry.url)), champion.cache)
     restarted.refresh()
     assert reads == ["champion.json"]
     (champion.cache / version / "ranker.onnx").write_bytes(b"rotten")
-    again = Champion(Counted(Path(registry.url)), champion.cache)
+    again = ServedBundle(Counted(Path(registry.url)), champion.cache)
     again.refresh()
     assert f"bundles/{version}/ranker.onnx" in reads
     assert again.bundle is not None
@@ -391,13 +392,13 @@ def test_a_registry_that_refuses_at_the_start_ends_in_one_message(tmp_path: Path
 def test_an_s3_registry_is_served(s3: Any, packed: Path, tmp_path: Path) -> None:
     storage = s3.new_storage()
     version = deploy(storage, packed, tmp_path / "first", day=DAYS[0])
-    champion = Champion(open_storage(storage.url, s3_endpoint=s3.endpoint), tmp_path / "cache")
+    champion = ServedBundle(open_storage(storage.url, s3_endpoint=s3.endpoint), tmp_path / "cache")
     assert champion.refresh()
     assert Bundle.load(tmp_path / "cache" / version).version == version
     assert json.loads(storage.read("champion.json"))["version"] == version
 
 
-def test_the_kubernetes_manifests_fit_together_and_the_server(champion: Champion, tmp_path: Path) -> None:
+def test_the_kubernetes_manifests_fit_together_and_the_server(champion: ServedBundle, tmp_path: Path) -> None:
     documents = yaml.safe_load_all((Path(__file__).parents[1] / "deploy" / "serving.yaml").read_text())
     by_kind = {document["kind"]: document for document in documents}
     pod = by_kind["Deployment"]["spec"]["template"]
@@ -426,7 +427,7 @@ def test_the_kubernetes_manifests_fit_together_and_the_server(champion: Champion
 
 
 def test_a_user_is_served_from_the_feature_store_as_from_the_logs(
-    world: World, champion: Champion, tmp_path: Path
+    world: World, champion: ServedBundle, tmp_path: Path
 ) -> None:
     data, bundle = world.data, champion.bundle
     assert bundle is not None

@@ -15,10 +15,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from storyrec.errors import DataError
-from storyrec.logs.simulate import MARKER, TRUTH, Knobs, simulate
+from storyrec.logs.simulate import MARKER, Knobs, simulate
 from storyrec.logs.simulate.dirt import FAULT_SHARES, FIRST_FAULTY_ID
 from storyrec.logs.simulate.lexicon import load_lexicon
-from storyrec.schema import COVER_WIDTH, SOURCES, TABLES
+from storyrec.schema import COVER_WIDTH, SOURCES, TABLES, TRUTH
 
 FIRST_DAY = date(2026, 3, 1)
 NUM_DAYS = 5

@@ -79,7 +79,7 @@ def settings(config: ConfigOption = None) -> None:
 @app.command()
 def simulate(config: ConfigOption = None) -> None:
     """Write a synthetic marketplace's logs, and the truth about its clicks beside them."""
-    from storyrec.logs.simulate import simulate
+    from storyrec.run import make_marketplace
 
     settings = load_config(config)
     if not settings.locations.truth:
@@ -89,14 +89,7 @@ def simulate(config: ConfigOption = None) -> None:
             where="locations.truth",
             remedy="set it in the settings",
         )
-    simulate(
-        out_logs=Path(settings.locations.logs),
-        out_truth=Path(settings.locations.truth),
-        num_users=settings.simulate.num_users,
-        num_days=settings.simulate.num_days,
-        first_day=parse_day(settings.simulate.first_day),
-        seed=settings.simulate.seed,
-    )
+    make_marketplace(settings)
 
 
 @import_app.command()

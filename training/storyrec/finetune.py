@@ -19,12 +19,12 @@ from storyrec.data.batches import make_batch, user_batches
 from storyrec.data.dataset import Dataset
 from storyrec.data.instances import Instances
 from storyrec.errors import DataError, ModelError
-from storyrec.loop import Judgement, Moment, Schedule, fitted_batch_size, train, training_device
+from storyrec.loop import Judgement, Moment, fitted_batch_size, train, training_device
 from storyrec.losses import click_loss
 from storyrec.metrics import per_user_auc
 from storyrec.models.aden import Aden, Ranker
 from storyrec.models.extractors import RawItems
-from storyrec.pretrain import DUAL_WEIGHTS, TRAINING_REPORT, build_extractors, raw_items
+from storyrec.pretrain import DUAL_WEIGHTS, TRAINING_REPORT, build_extractors, raw_items, read_schedule
 from storyrec.storage import Storage, write_file, write_folder
 from storyrec.warmstart import load_weights, start_from_champion
 
@@ -100,17 +100,7 @@ def finetune_aden(
             model,
             name="finetune_aden",
             stage=stage,
-            schedule=Schedule(
-                seed=settings.seed,
-                learning_rate=settings.learning_rate,
-                weight_decay=settings.weight_decay,
-                clip_norm=settings.clip_norm,
-                max_epochs=settings.max_epochs,
-                max_steps=settings.max_steps,
-                patience=settings.patience,
-                warmup_share=settings.warmup_share,
-                keep_start=start.champion,
-            ),
+            schedule=read_schedule(settings, keep_start=start.champion),
             store=CheckpointStore(checkpoints, key=key),
         )
     report = {

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from storyrec.checkpoint import CheckpointStore, run_key
-from storyrec.config import Config
+from storyrec.config import Config, Training
 from storyrec.data.dataset import Dataset
 from storyrec.errors import DataError
 from storyrec.loop import Judgement, Moment, Schedule, fitted_batch_size, train, training_device
@@ -93,17 +93,7 @@ def pretrain_dual(config: Config, *, dataset: Path, champion: Path | None, check
             model,
             name="pretrain_dual",
             stage=stage,
-            schedule=Schedule(
-                seed=settings.seed,
-                learning_rate=settings.learning_rate,
-                weight_decay=settings.weight_decay,
-                clip_norm=settings.clip_norm,
-                max_epochs=settings.max_epochs,
-                max_steps=settings.max_steps,
-                patience=settings.patience,
-                warmup_share=settings.warmup_share,
-                keep_start=start.champion,
-            ),
+            schedule=read_schedule(settings, keep_start=start.champion),
             store=CheckpointStore(checkpoints, key=key),
         )
     report = {
@@ -124,6 +114,21 @@ def build_dual(config: Config, *, num_words: int) -> Dual:
     with torch.random.fork_rng():
         torch.manual_seed(config.dual.seed)
         return Dual(build_extractors(config, num_words=num_words))
+
+
+def read_schedule(settings: Training, *, keep_start: bool) -> Schedule:
+    """The schedule that the settings of either stage ask for."""
+    return Schedule(
+        seed=settings.seed,
+        learning_rate=settings.learning_rate,
+        weight_decay=settings.weight_decay,
+        clip_norm=settings.clip_norm,
+        max_epochs=settings.max_epochs,
+        max_steps=settings.max_steps,
+        patience=settings.patience,
+        warmup_share=settings.warmup_share,
+        keep_start=keep_start,
+    )
 
 
 def build_extractors(config: Config, *, num_words: int) -> Extractors:

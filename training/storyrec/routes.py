@@ -21,7 +21,7 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 from storyrec.bundle import Bundle
 from storyrec.match import nearest_stories
 from storyrec.ranking import NO_CLICKS, Clicks, rank
-from storyrec.serving import Champion
+from storyrec.served import ServedBundle
 
 MODEL_NAME = "storyrec"
 VERSION = importlib.metadata.version("storyrec")
@@ -52,7 +52,7 @@ class InferenceRequest(BaseModel):
 
 
 def create_app(
-    champion: Champion,
+    champion: ServedBundle,
     *,
     sequences: Sequences | None,
     poll_seconds: float,

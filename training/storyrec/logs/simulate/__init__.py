@@ -23,7 +23,7 @@ from storyrec.logs.simulate.wants import Wants
 from storyrec.logs.simulate.wording import Wording
 from storyrec.logs.simulate.world import Floats, Ints, Items, World, make_world
 from storyrec.progress import track
-from storyrec.schema import COVER_WIDTH, SOURCES, TABLES, TIMESTAMP, Domain
+from storyrec.schema import COVER_WIDTH, SOURCES, TABLES, TRUTH, Domain
 from storyrec.storage import write_folder
 
 __all__ = ["MARKER", "Knobs", "simulate"]
@@ -33,15 +33,6 @@ FORMAT = 1
 """Raised whenever the same settings give other logs."""
 
 MISSING_COVER_SHARE = 0.01
-TRUTH = pa.schema(
-    [
-        ("user_id", pa.int64()),
-        ("story_id", pa.int64()),
-        ("request_id", pa.string()),
-        ("shown_at", TIMESTAMP),
-        ("probability", pa.float32()),
-    ]
-)
 
 
 def simulate(
