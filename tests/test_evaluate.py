@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+import storyrec.evaluate as evaluate_module
 from storyrec.bundle import Bundle
 from storyrec.config import Config
 from storyrec.evaluate import evaluate_model, score_instances
@@ -140,3 +141,10 @@ def test_the_report_is_one_page_that_names_the_figures_and_the_verdict(evaluatio
     assert "http" not in page.replace("http://www.w3.org", "").replace("http://purl.org", "").replace(
         "http://creativecommons.org", ""
     ).replace("https://matplotlib.org", "")
+
+
+def test_nothing_but_the_simulator_and_the_oracle_line_knows_where_the_truth_is() -> None:
+    """The true click probabilities must never reach a model."""
+    package = Path(evaluate_module.__file__).parent
+    readers = {file.name for file in package.rglob("*.py") if "locations.truth" in file.read_text(encoding="utf-8")}
+    assert readers == {"evaluate.py", "run.py", "cli.py"}

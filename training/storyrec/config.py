@@ -82,7 +82,7 @@ class Features(Section):
 
 
 class Model(Section):
-    """Shapes that DUAL and ADEN share. Paper: Sec. IV-B; paper notes, sections 1 and 3."""
+    """Shapes that DUAL and ADEN share. Paper: Sec. III, IV-B."""
 
     width: int = Field(64, ge=1)
     num_heads: int = Field(4, ge=1)
@@ -128,7 +128,7 @@ class Aden(Training):
 
 
 class Evaluation(Section):
-    """Paper: Sec. IV-C; paper notes, section 4."""
+    """Paper: Sec. IV-C."""
 
     top_k: int = Field(5, ge=1)
     num_candidates: int = Field(13, ge=1)  # non-clicked stories that one clicked story is ranked against

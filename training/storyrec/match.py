@@ -1,6 +1,6 @@
 """Stories for products: exact nearest neighbours between matching vectors.
 
-Paper: Sec. IV-E; paper notes, section 4: Euclidean distance on concat(title, cover).
+Paper: Sec. IV-G: Euclidean distance on concat(title, cover).
 
 Suffixes: N = stories, M = products, G = groups of stories, K = stories found, D = width.
 """

@@ -91,7 +91,7 @@ def make_batch(
 
 
 def time_blocks(age_us: Int64s, *, block_hours: int, num_time_blocks: int) -> Int64s:
-    """In which block back from the impression a click lies. Paper notes, section 1.
+    """In which block back from the impression a click lies. Paper: Sec. III-A, T.
 
     Block b holds ages in ((b - 1) * block_hours, b * block_hours]; what is older than the last
     block gets num_time_blocks + 1.

@@ -18,7 +18,7 @@ from storyrec.errors import DataError
 
 Int64s = npt.NDArray[np.int64]
 
-HISTORY_DAYS = 7  # paper notes, section 1: the time blocks cover a week of hours
+HISTORY_DAYS = 7  # the 168 time blocks of an hour cover a week
 ENOUGH_INSTANCES = 200_000
 ENOUGH_USERS = 1_000
 BLOCK_HOURS = (1, 24, 168, 672)

@@ -1,7 +1,7 @@
 """Titles as word numbers: NFKC, lower case, every Chinese character and sign a word.
 
 Paper: Sec. III-A takes the word pieces of a Chinese BERT; here the vocabulary is learned from the
-titles themselves, so any language works (paper notes, section 1). Words are split as BERT's
+titles themselves, so any language works. Words are split as BERT's
 pre-tokenizer does, but a whole column at a time.
 
 Suffixes: N = titles, W = words.
