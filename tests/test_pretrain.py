@@ -15,14 +15,14 @@ import torch
 from builders import planted_config, planted_dataset
 from storyrec.config import Config, save_config
 from storyrec.data.dataset import Dataset
-from storyrec.errors import DataError, ModelError
+from storyrec.errors import ModelError
 from storyrec.features.titles import Vocabulary
 from storyrec.loop import Moment, Schedule, train
 from storyrec.losses import domain_adversarial_loss, dual_domain_loss
 from storyrec.models.dual import Dual
 from storyrec.models.extractors import Extractors, RawItems
 from storyrec.pairs import Mounts, draw_others
-from storyrec.pretrain import PairStage, build_dual, pretrain_dual, raw_items
+from storyrec.pretrain import TOO_FEW_PAIRS, PairStage, build_dual, pretrain_dual, raw_items
 from storyrec.schema import Domain
 from storyrec.storage import FolderStorage
 from storyrec.warmstart import WORD_TABLE
@@ -249,10 +249,15 @@ def test_trained_start_is_kept_where_training_only_harms(data: Dataset, pretrain
 
 
 @pytest.mark.parametrize("num_pairs", [0, 1])
-def test_too_few_pairs_are_refused(num_pairs: int, data: Dataset, pretrain: Pretrain, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="at least 2 stories that mount a product"):
-        pretrain(replace(data, pairs_M2=data.pairs_M2[:num_pairs]), settings())
-    assert not (tmp_path / "dual").exists()
+def test_too_few_pairs_leave_the_extractors_as_they_started(
+    num_pairs: int, data: Dataset, pretrain: Pretrain, tmp_path: Path
+) -> None:
+    started, _ = pretrain(data, settings(max_epochs=2))
+    champion, _ = write_champion(tmp_path, data, settings(), weights=started / "dual.safetensors")
+    out, report = pretrain(replace(data, pairs_M2=data.pairs_M2[:num_pairs]), settings(), champion)
+    assert report["notes"] == [TOO_FEW_PAIRS]
+    assert report["num_steps"] == 0
+    assert (out / "dual.safetensors").read_bytes() == (champion / "dual.safetensors").read_bytes()
 
 
 def test_two_stories_are_enough(data: Dataset, pretrain: Pretrain) -> None:

@@ -63,7 +63,7 @@ def write_models(world: World, folder: Path, *, seed: int = 1) -> tuple[Path, Pa
             }
             (folder / name).mkdir(parents=True)
             (folder / name / f"{name}.safetensors").write_bytes(safetensors.torch.save(weights))
-            (folder / name / "training.json").write_text(json.dumps({"step": name, "curves": []}))
+            (folder / name / "training.json").write_text(json.dumps({"step": name, "curves": [], "notes": []}))
     return folder / "dual", folder / "aden"
 
 

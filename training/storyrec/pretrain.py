@@ -16,8 +16,7 @@ from torch import Tensor
 from storyrec.checkpoint import CheckpointStore, run_key
 from storyrec.config import Config, Training
 from storyrec.data.dataset import Dataset
-from storyrec.errors import DataError
-from storyrec.loop import Judgement, Moment, Schedule, fitted_batch_size, train, training_device
+from storyrec.loop import Judgement, Moment, Schedule, Trained, fitted_batch_size, train, training_device
 from storyrec.losses import domain_adversarial_loss, dual_domain_loss
 from storyrec.models.dual import Dual, reversal_strength
 from storyrec.models.extractors import Extractors, RawItems
@@ -30,10 +29,14 @@ DUAL_WEIGHTS = "dual.safetensors"
 TRAINING_REPORT = "training.json"
 
 Int64s = NDArray[np.int64]
+TOO_FEW_PAIRS = "fewer than two stories mount a product: the extractors stay as they started"
 
 
 def pretrain_dual(config: Config, *, dataset: Path, champion: Path | None, checkpoints: Storage, out: Path) -> None:
     """Pre-train the extractors of both domains on the mounted products of the stories.
+
+    Where fewer than two stories mount a product there is nothing to contrast: the extractors stay as
+    they started, and training.json says so.
 
     Args:
         config: sections `model`, `features` and `dual`.
@@ -43,18 +46,10 @@ def pretrain_dual(config: Config, *, dataset: Path, champion: Path | None, check
         out: folder to write: dual.safetensors and training.json.
 
     Raises:
-        DataError: fewer than two stories mount a product.
         ModelError: the training diverged, or the champion's files are damaged.
     """
     data = Dataset.load(dataset)
     pairs_M2 = np.asarray(data.pairs_M2, np.int64)
-    if len(np.unique(pairs_M2[:, 0])) < 2:
-        raise DataError(
-            f"{len(pairs_M2)} pairs of a story and a product it mounts, of fewer than 2 stories",
-            expected="at least 2 stories that mount a product and were published before the held-out days",
-            where=str(dataset),
-            remedy="check mounted_product_ids of the stories, and that the products are in the catalog",
-        )
     settings = config.dual
     with training_device() as device:
         model = build_dual(config, num_words=data.vocabulary.size)
@@ -62,40 +57,44 @@ def pretrain_dual(config: Config, *, dataset: Path, champion: Path | None, check
             model, champion=champion, weights_name=DUAL_WEIGHTS, vocabulary=data.vocabulary, config=config
         )
         stories, products = raw_items(data, max_words=config.features.max_title_words)
-        training_M2, validation_M2 = split_pairs(
-            pairs_M2, validation_share=settings.validation_share, generator=np.random.default_rng(settings.seed)
-        )
-        key = run_key(
-            "pretrain_dual",
-            model=model,
-            settings={
-                "dataset": data.digest,
-                "dual": settings.model_dump(mode="json"),
-                "model": config.model.model_dump(mode="json"),
-                "max_title_words": config.features.max_title_words,
-                "champion": start.champion,
-            },
-        )
-        model.to(device)
-        stage = PairStage(
-            model,
-            stories=stories,
-            products=products,
-            mounts=Mounts(pairs_M2),
-            training_M2=training_M2,
-            validation_M2=validation_M2,
-            batch_size=fitted_batch_size(len(training_M2), largest=settings.batch_size),
-            margin=settings.margin,
-            squared=settings.squared_distance,
-            seed=settings.seed,
-        )
-        trained = train(
-            model,
-            name="pretrain_dual",
-            stage=stage,
-            schedule=read_schedule(settings, keep_start=start.champion),
-            store=CheckpointStore(checkpoints, key=key),
-        )
+        training_M2 = validation_M2 = np.empty((0, 2), np.int64)
+        if len(np.unique(pairs_M2[:, 0])) < 2:
+            trained = Trained(curves=[], best_epoch=0, best_value=0.0, num_steps=0, seconds=0.0, notes=[TOO_FEW_PAIRS])
+        else:
+            training_M2, validation_M2 = split_pairs(
+                pairs_M2, validation_share=settings.validation_share, generator=np.random.default_rng(settings.seed)
+            )
+            key = run_key(
+                "pretrain_dual",
+                model=model,
+                settings={
+                    "dataset": data.digest,
+                    "dual": settings.model_dump(mode="json"),
+                    "model": config.model.model_dump(mode="json"),
+                    "max_title_words": config.features.max_title_words,
+                    "champion": start.champion,
+                },
+            )
+            model.to(device)
+            stage = PairStage(
+                model,
+                stories=stories,
+                products=products,
+                mounts=Mounts(pairs_M2),
+                training_M2=training_M2,
+                validation_M2=validation_M2,
+                batch_size=fitted_batch_size(len(training_M2), largest=settings.batch_size),
+                margin=settings.margin,
+                squared=settings.squared_distance,
+                seed=settings.seed,
+            )
+            trained = train(
+                model,
+                name="pretrain_dual",
+                stage=stage,
+                schedule=read_schedule(settings, keep_start=start.champion),
+                store=CheckpointStore(checkpoints, key=key),
+            )
     report = {
         "step": "pretrain_dual",
         "start": start.to_json(),
