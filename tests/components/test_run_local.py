@@ -1,7 +1,6 @@
 """The pipeline under Kubeflow's local runner, judged by what is on the disk afterwards."""
 
 import json
-import shutil
 from datetime import date
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from storyrec.config import Config, Locations
 from storyrec.errors import StoryrecError
 from storyrec.evaluate import evaluate_model
 from storyrec.gate import Rule, Verdict, verdict_json
-from storyrec.manifest import seal_folder, verify_folder
+from storyrec.manifest import verify_folder
 from storyrec.registry import read_champion
 from storyrec.storage import open_storage
 from trained import World
@@ -24,24 +23,14 @@ DAY = date(2026, 3, 4)
 
 
 @pytest.fixture(scope="module")
-def bundle(packed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The packed bundle with the records of a training that ended before its first epoch."""
-    folder = tmp_path_factory.mktemp("bundle") / "bundle"
-    shutil.copytree(packed, folder)
-    (folder / "training.json").write_text(json.dumps({"dual": {"curves": []}, "aden": {"curves": []}}))
-    seal_folder(folder, day=verify_folder(packed).day)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def evaluation(world: World, bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def evaluation(world: World, packed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("evaluation") / "evaluation"
-    evaluate_model(world.config, dataset=world.dataset, bundle=bundle, champion=None, out=out)
+    evaluate_model(world.config, dataset=world.dataset, bundle=packed, champion=None, out=out)
     return out
 
 
-def write_verdict(folder: Path, bundle: Path, *, blessed: bool) -> Path:
-    manifest = verify_folder(bundle)
+def write_verdict(folder: Path, packed: Path, *, blessed: bool) -> Path:
+    manifest = verify_folder(packed)
     reason = "it's judged by hand"  # an apostrophe, which the local runner's conditions cannot read
     rule = Rule("by_hand", blessed, {}, None, reason)
     folder.mkdir()
@@ -50,12 +39,12 @@ def write_verdict(folder: Path, bundle: Path, *, blessed: bool) -> Path:
     return folder
 
 
-def test_the_verdict_decides_on_both_outcomes(bundle: Path, evaluation: Path, tmp_path: Path) -> None:
+def test_the_verdict_decides_on_both_outcomes(packed: Path, evaluation: Path, tmp_path: Path) -> None:
     """The registry says it, not the state of the run: a runner that takes neither branch reports success."""
     locations = Locations(registry=str(tmp_path / "registry"), work=str(tmp_path / "work"))
     config = Config(locations=locations)
     registry = open_storage(locations.registry)
-    manifest = verify_folder(bundle)
+    manifest = verify_folder(packed)
     outcome = tmp_path / "work" / f"runs/dt={manifest.day}/outcome.json"
     local.init(local.SubprocessRunner(use_venv=False), pipeline_root=str(tmp_path / "scratch"), raise_on_error=True)
 
@@ -71,14 +60,14 @@ def test_the_verdict_decides_on_both_outcomes(bundle: Path, evaluation: Path, tm
 
     def run(verdict: Path) -> None:
         decide(
-            config_json=config.model_dump_json(), bundle=str(bundle), evaluation=str(evaluation), verdict=str(verdict)
+            config_json=config.model_dump_json(), bundle=str(packed), evaluation=str(evaluation), verdict=str(verdict)
         )
 
-    run(write_verdict(tmp_path / "refused", bundle, blessed=False))
+    run(write_verdict(tmp_path / "refused", packed, blessed=False))
     assert read_champion(registry) is None
     assert not json.loads(outcome.read_text())["deployed"]
 
-    run(write_verdict(tmp_path / "blessed", bundle, blessed=True))
+    run(write_verdict(tmp_path / "blessed", packed, blessed=True))
     pointer = read_champion(registry)
     assert pointer is not None
     assert pointer.champion.version == manifest.version
@@ -150,12 +139,12 @@ def test_figures_that_are_not_finite_stay_out_of_the_ui(tmp_path: Path) -> None:
     assert flat_figures(tmp_path) == {"challenger_log_loss": 0.5, "challenger_num_users": 3.0}
 
 
-def test_a_damaged_validation_report_does_not_stop_the_page(bundle: Path, evaluation: Path, tmp_path: Path) -> None:
-    manifest = verify_folder(bundle)
+def test_a_damaged_validation_report_does_not_stop_the_page(packed: Path, evaluation: Path, tmp_path: Path) -> None:
+    manifest = verify_folder(packed)
     work = tmp_path / "work"
     (work / "reports").mkdir(parents=True)
     (work / f"reports/dt={manifest.day}.json").write_text("{")
-    verdict = write_verdict(tmp_path / "verdict", bundle, blessed=False)
+    verdict = write_verdict(tmp_path / "verdict", packed, blessed=False)
     config = Config(locations=Locations(work=str(work)))
     with judged_folder(config, evaluation=evaluation, verdict=verdict) as folder:
         assert "judged by hand" in (folder / "report.html").read_text()
