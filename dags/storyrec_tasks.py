@@ -133,6 +133,7 @@ class Step:
         if (settings := settings_file()) is not None:
             self._command += ["--config", str(settings)]
         self._process: subprocess.Popen[str] | None = None
+        self._is_ended = False
 
     def run(self) -> None:
         """Run the step to its end.
@@ -154,6 +155,8 @@ class Step:
             preexec_fn=_die_with_parent,
         ) as process:
             self._process = process
+            if self._is_ended:  # while it was being started
+                self.end()
             assert process.stdout is not None
             for line in process.stdout:
                 log.info("%s", line.rstrip())
@@ -166,6 +169,7 @@ class Step:
 
     def end(self) -> None:
         """End the step and every process it started."""
+        self._is_ended = True
         if self._process is None or self._process.poll() is not None:
             return
         for number in (signal.SIGTERM, signal.SIGKILL):

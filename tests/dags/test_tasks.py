@@ -87,6 +87,14 @@ def test_a_killed_task_ends_the_step_and_its_children(interpreter: Path, tmp_pat
     assert not alive
 
 
+def test_a_task_killed_while_its_step_starts_ends_it_too(interpreter: Path) -> None:
+    write(interpreter, "sleep 600")
+    step = Step("validate-logs", day=DAY)
+    step.end()
+    with pytest.raises(AirflowException, match=str(-signal.SIGTERM)):
+        step.run()
+
+
 def runs(pid: int) -> bool:
     """Whether a process still runs; a zombie does not."""
     try:
