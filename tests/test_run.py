@@ -29,7 +29,7 @@ from rich.console import Console
 from storyrec.config import Airflow, Config, Locations
 from storyrec.drive import run_days
 from storyrec.errors import StoryrecError
-config = Config(airflow=Airflow(port=int(sys.argv[1])), locations=Locations(work="work"))
+config = Config(airflow=Airflow(port=int(sys.argv[1])), locations=Locations(work="working"))
 try:
     run_days(config, days=[date.fromisoformat(day) for day in sys.argv[2:]], console=Console(width=150))
 except StoryrecError as error:
@@ -43,8 +43,8 @@ echo "$step $day" >> {root}/called
 if [ -f {root}/hold-$step ]; then echo up > {root}/held; exec sleep 600; fi
 if [ -f {root}/refuse-$step ]; then echo "storyrec: the day is bad"; echo "  where: here"; exit 2; fi
 leave() {{ mkdir -p $(dirname $1); echo '{{}}' > $1; }}
-if [ "$step" = train-adapt ]; then leave {root}/work/runs/dt=$day/outcome.json; fi
-if [ "$step" = publish-features ]; then leave {root}/work/features/published/dt=$day.json; fi
+if [ "$step" = train-adapt ]; then leave {root}/working/runs/dt=$day/outcome.json; fi
+if [ "$step" = publish-features ]; then leave {root}/working/features/published/dt=$day.json; fi
 """
 
 
