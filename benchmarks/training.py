@@ -18,12 +18,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-import storyrec.models.aden as aden_module
+import storyrec.models.click_model as click_model
 from storyrec.config import Config
 from storyrec.data.batches import make_batch, user_batches
 from storyrec.data.dataset import Dataset
 from storyrec.finetune import build_aden
-from storyrec.losses import click_loss
 from storyrec.pretrain import raw_items
 
 BATCH_SIZE = 512
@@ -50,7 +49,7 @@ def main(folder: Path) -> None:
     torch.set_flush_denormal(True)
     config, data = Config(), Dataset.load(folder)
     stories, products = raw_items(data, max_words=config.features.max_title_words)
-    distinct = aden_module.distinct
+    distinct = click_model.distinct
     variants = {
         "every slot, random batches": (every_slot, False),
         "distinct items, random batches": (distinct, False),
@@ -58,7 +57,7 @@ def main(folder: Path) -> None:
     }
     rates: dict[str, list[float]] = {name: [] for name in variants}
     for seed, (name, (items_of, grouped)) in itertools.product(range(NUM_ROUNDS), variants.items()):
-        aden_module.distinct = items_of
+        click_model.distinct = items_of
         generator = np.random.default_rng(seed)
         batches = (
             user_batches(data.train, batch_size=BATCH_SIZE, generator=generator)
@@ -77,7 +76,7 @@ def main(folder: Path) -> None:
                 block_hours=data.windows.block_hours,
                 num_time_blocks=config.model.num_time_blocks,
             )
-            loss = click_loss(model(batch, stories=stories, products=products), torch.from_numpy(batch.clicked_B))
+            loss = model.loss(batch, stories=stories, products=products)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

@@ -206,6 +206,7 @@ def shifted(catalog: Catalog, *, num: int) -> Catalog:
         visual_raw_NV=np.concatenate([catalog.visual_raw_NV[keep], catalog.visual_raw_NV[1 : 1 + num]]),
         published_us_N=np.r_[catalog.published_us_N[keep], catalog.published_us_N[1 : 1 + num]],
         sources_N=np.r_[catalog.sources_N[keep], catalog.sources_N[1 : 1 + num]],
+        category_ids_N=np.r_[catalog.category_ids_N[keep], catalog.category_ids_N[1 : 1 + num]],
     )
 
 

@@ -20,7 +20,7 @@ from storyrec.features.titles import Vocabulary
 from storyrec.finetune import ClickStage, build_aden, finetune_aden, scorable_impressions
 from storyrec.loop import Moment
 from storyrec.metrics import per_user_auc
-from storyrec.models.aden import Aden
+from storyrec.models.click_model import ClickModel
 from storyrec.models.dual import Dual
 from storyrec.pretrain import build_dual, build_extractors, raw_items
 from storyrec.storage import FolderStorage
@@ -73,7 +73,7 @@ def finetune(tmp_path: Path) -> Finetune:
     return finetune
 
 
-def make_stage(model: Aden, data: Dataset) -> ClickStage:
+def make_stage(model: ClickModel, data: Dataset) -> ClickStage:
     stories, products = raw_items(data, max_words=32)
     return ClickStage(
         model, data=data, stories=stories, products=products, batch_size=256, sequence_length=20, num_time_blocks=168
@@ -85,8 +85,8 @@ def holdout_auc(folder: Path, data: Dataset, config: Config) -> float:
     model.load_state_dict(safetensors.torch.load_file(folder / "aden.safetensors"))
     stage, holdout = make_stage(model.eval(), data), data.holdout
     with torch.inference_mode():
-        logits_B, _ = stage._score(holdout, np.arange(len(holdout)))
-    return per_user_auc(holdout.user_ids_B, holdout.clicked_B, logits_B.double().numpy()).mean
+        logits_B = stage.score(holdout, np.arange(len(holdout)))
+    return per_user_auc(holdout.user_ids_B, holdout.clicked_B, logits_B).mean
 
 
 def test_planted_structure_is_learned(data: Dataset, finetune: Finetune) -> None:
@@ -181,7 +181,8 @@ def test_step_loss_is_equation_11_on_the_batch(data: Dataset) -> None:
     index_B = np.arange(7, 60)
     stage = make_stage(model, data)
     loss, _ = stage.loss(index_B, Moment(step=0, progress=0.0, generator=np.random.default_rng(0)))
-    logits_B, _ = stage._score(data.train, index_B)
+    with torch.inference_mode():
+        logits_B = torch.from_numpy(stage.score(data.train, index_B))
     terms = [
         -np.log(p if y else 1 - p)
         for p, y in zip(torch.sigmoid(logits_B).tolist(), data.train.clicked_B[index_B], strict=True)
@@ -194,8 +195,8 @@ def test_validation_judges_every_scorable_impression_once(data: Dataset) -> None
     stage, validation = make_stage(model, data), data.validation
     with torch.inference_mode():
         value = stage.validate().value
-        logits_B, _ = stage._score(validation, np.arange(len(validation)))
-    expected = per_user_auc(validation.user_ids_B, validation.clicked_B, logits_B.double().numpy())
+        logits_B = stage.score(validation, np.arange(len(validation)))
+    expected = per_user_auc(validation.user_ids_B, validation.clicked_B, logits_B)
     assert value == pytest.approx(expected.mean, abs=1e-3)
     users_U = expected.users_U
     assert sorted(stage.judged_B) == np.flatnonzero(np.isin(validation.user_ids_B, users_U)).tolist()

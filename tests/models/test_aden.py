@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from storyrec.data.batches import Batch
-from storyrec.models.aden import Aden, Ranker, TargetAttention, distinct
+from storyrec.models.aden import Aden, TargetAttention
+from storyrec.models.click_model import ClickModel, Features, distinct
 from storyrec.models.extractors import Extractors, RawItems
 from storyrec.schema import Domain
 
@@ -15,9 +16,9 @@ WIDTH, HEADS, BLOCKS, LENGTH = 8, 4, 5, 6
 
 
 @pytest.fixture
-def ranker() -> Ranker:
+def ranker() -> Aden:
     torch.manual_seed(0)
-    module = Ranker(width=WIDTH, num_heads=HEADS, num_time_blocks=BLOCKS, head_widths=(12, 5), dropout=0.5)
+    module = Aden(width=WIDTH, num_heads=HEADS, num_time_blocks=BLOCKS, head_widths=(12, 5), dropout=0.5)
     with torch.no_grad():
         for parameter in module.parameters():
             parameter.normal_(std=0.7)
@@ -37,6 +38,12 @@ def inputs() -> tuple[torch.Tensor, ...]:
     return (torch.randn(5, WIDTH, generator=generator), *sequences)
 
 
+def features(*tensors: torch.Tensor) -> Features:
+    """Of the five tensors that ADEN reads."""
+    nothing_B = torch.zeros(len(tensors[0]), dtype=torch.int64)
+    return Features(*tensors, nothing_B, nothing_B, torch.zeros_like(tensors[2]))
+
+
 def naive_attention(attention: TargetAttention, target_D: torch.Tensor, items_LD: torch.Tensor) -> torch.Tensor:
     """Eq. 9 and 10 as printed: project every item, one head after the other."""
     if not len(items_LD):
@@ -52,9 +59,9 @@ def naive_attention(attention: TargetAttention, target_D: torch.Tensor, items_LD
     return torch.cat(heads)
 
 
-def test_ranker_is_equations_9_and_10(ranker: Ranker, inputs: tuple[torch.Tensor, ...]) -> None:
+def test_ranker_is_equations_9_and_10(ranker: Aden, inputs: tuple[torch.Tensor, ...]) -> None:
     target_BD, story_BSD, story_blocks_BS, product_BPD, product_blocks_BP = inputs
-    logits_B = ranker(*inputs)
+    logits_B = ranker(features(*inputs))
     for row in range(len(target_BD)):
         users = []
         for attention, items_LD, blocks_L in (
@@ -70,7 +77,7 @@ def test_ranker_is_equations_9_and_10(ranker: Ranker, inputs: tuple[torch.Tensor
         torch.testing.assert_close(logits_B[row], expected[0], atol=1e-5, rtol=1e-5)
 
 
-def test_empty_histories_are_zero_vectors(ranker: Ranker, inputs: tuple[torch.Tensor, ...]) -> None:
+def test_empty_histories_are_zero_vectors(ranker: Aden, inputs: tuple[torch.Tensor, ...]) -> None:
     target_BD, story_BSD, _, *_ = inputs
     nothing_BL = torch.zeros(5, LENGTH, dtype=torch.bool)
     for module in (ranker.train(), ranker.eval()):
@@ -81,25 +88,26 @@ def test_empty_histories_are_zero_vectors(ranker: Ranker, inputs: tuple[torch.Te
     assert torch.equal(story_BSD.grad, torch.zeros_like(story_BSD))
 
 
-def test_padding_never_changes_a_score(ranker: Ranker, inputs: tuple[torch.Tensor, ...]) -> None:
+def test_padding_never_changes_a_score(ranker: Aden, inputs: tuple[torch.Tensor, ...]) -> None:
     target_BD, story_BSD, story_blocks_BS, product_BPD, product_blocks_BP = inputs
-    logits_B = ranker(*inputs)
+    logits_B = ranker(features(*inputs))
     noisy = [
         torch.where((blocks > 0).unsqueeze(-1), items, torch.full_like(items, 1e6))
         for items, blocks in ((story_BSD, story_blocks_BS), (product_BPD, product_blocks_BP))
     ]
-    assert torch.equal(ranker(target_BD, noisy[0], story_blocks_BS, noisy[1], product_blocks_BP), logits_B)
+    assert torch.equal(ranker(features(target_BD, noisy[0], story_blocks_BS, noisy[1], product_blocks_BP)), logits_B)
     longer = torch.nn.functional.pad(story_BSD, (0, 0, 0, 3), value=9.0)
     blocks = torch.nn.functional.pad(story_blocks_BS, (0, 3))
-    torch.testing.assert_close(ranker(target_BD, longer, blocks, product_BPD, product_blocks_BP), logits_B)
+    torch.testing.assert_close(ranker(features(target_BD, longer, blocks, product_BPD, product_blocks_BP)), logits_B)
 
 
-def test_permuting_the_batch_permutes_the_scores(ranker: Ranker, inputs: tuple[torch.Tensor, ...]) -> None:
+def test_permuting_the_batch_permutes_the_scores(ranker: Aden, inputs: tuple[torch.Tensor, ...]) -> None:
     order_B = torch.tensor([3, 0, 4, 1, 2])
-    torch.testing.assert_close(ranker(*(part[order_B] for part in inputs)), ranker(*inputs)[order_B])
+    shuffled = features(*(part[order_B] for part in inputs))
+    torch.testing.assert_close(ranker(shuffled), ranker(features(*inputs))[order_B])
 
 
-def test_dropout_hits_the_weights_behind_the_value_bias_too(ranker: Ranker) -> None:
+def test_dropout_hits_the_weights_behind_the_value_bias_too(ranker: Aden) -> None:
     """With one item in the sequence a head is either scaled as a whole or gone."""
     attention = ranker.story_attention.train()
     target_BD, item_B1D = torch.randn(400, WIDTH), torch.randn(1, 1, WIDTH).expand(400, 1, WIDTH)
@@ -111,7 +119,7 @@ def test_dropout_hits_the_weights_behind_the_value_bias_too(ranker: Ranker) -> N
     torch.testing.assert_close(user_BHE[~gone_BH], (full_HE / 0.5).expand(400, HEADS, -1)[~gone_BH])
 
 
-def test_distinct_items_once_equals_every_slot_for_itself(ranker: Ranker) -> None:
+def test_distinct_items_once_equals_every_slot_for_itself(ranker: Aden) -> None:
     generator = np.random.default_rng(0)
     extractors = Extractors(num_words=20, width=WIDTH, max_words=4, visual_width=7).eval()
     catalogs = {}
@@ -124,7 +132,13 @@ def test_distinct_items_once_equals_every_slot_for_itself(ranker: Ranker) -> Non
     blocks_BL = generator.integers(0, BLOCKS + 2, size=(2, 5, LENGTH))
     slots_BL = np.where(blocks_BL > 0, generator.integers(1, 9, size=blocks_BL.shape), 0)
     batch = Batch(
-        generator.integers(1, 9, size=5), slots_BL[0], blocks_BL[0], slots_BL[1], blocks_BL[1], np.zeros(5, np.float32)
+        generator.integers(1, 9, size=5),
+        slots_BL[0],
+        blocks_BL[0],
+        slots_BL[1],
+        blocks_BL[1],
+        np.zeros(5, np.float32),
+        np.zeros(5, np.int64),
     )
     stories, products = catalogs[Domain.STORY], catalogs[Domain.PRODUCT]
 
@@ -134,12 +148,12 @@ def test_distinct_items_once_equals_every_slot_for_itself(ranker: Ranker) -> Non
         features = extractors(torch.from_numpy(items.tokens_NW[flat]), visual, domain=items.domain)
         return features.item_ND.view(*rows.shape, WIDTH)
 
-    expected_B = ranker(
+    expected_B = ranker(features(
         every(stories, batch.story_rows_B),
         every(stories, slots_BL[0]), torch.from_numpy(blocks_BL[0]),
         every(products, slots_BL[1]), torch.from_numpy(blocks_BL[1]),
-    )  # fmt: skip
-    logits_B = Aden(extractors, ranker)(batch, stories=stories, products=products)
+    ))  # fmt: skip
+    logits_B = ClickModel(extractors, ranker)(batch, stories=stories, products=products)
     torch.testing.assert_close(logits_B, expected_B, atol=1e-6, rtol=1e-5)
     gradients = [torch.autograd.grad(scores_B.sum(), extractors.words.weight)[0] for scores_B in (logits_B, expected_B)]
     torch.testing.assert_close(*gradients, atol=1e-5, rtol=1e-4)

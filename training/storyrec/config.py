@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from storyrec.errors import ConfigError
 
 Auto = Literal["auto"]
+Contrast = Literal["hinge", "infonce"]
 Positive = Annotated[int, Field(ge=1)]
 
 
@@ -114,7 +115,9 @@ class Dual(Training):
     max_epochs: int = Field(20, ge=1)
     max_steps: int = Field(1_500, ge=1)  # of 512 pairs: some 40 seconds on one core
     margin: float = Field(1.0, gt=0)
-    squared_distance: bool = False
+    squared_distance: bool = False  # True: as the authors' code has it
+    contrast: Contrast = "hinge"  # "infonce": against all other pairs of the batch instead of Eq. 5
+    adversary: bool = True
     validation_share: float = Field(0.1, gt=0, lt=0.5)
 
 
@@ -124,6 +127,8 @@ class Aden(Training):
     # batches grouped by user share most of their items, so they are large (paper: 128, at 1e-4); the rate grows too
     batch_size: int = Field(1_024, ge=2)
     learning_rate: float = Field(2e-3, gt=0)
+    gated: bool = False  # weigh the two domains' users per impression (beyond the paper)
+    freeze_extractors: bool = False  # True: keep them as DUAL left them
     max_epochs: int = Field(4, ge=1)  # with the rate falling to 0 over them, more gained nothing on held-out days
 
 

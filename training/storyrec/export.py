@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from storyrec.errors import ModelError
 from storyrec.finetune import EXTRACTORS
-from storyrec.models.aden import Ranker
+from storyrec.models.click_model import Features, Ranker
 from storyrec.models.extractors import Extractors, ItemFeatures, RawItems
 from storyrec.warmstart import load_weights
 
@@ -43,19 +43,30 @@ class _Clicks(nn.Module):
         product_BPD: Tensor,
         product_blocks_BP: Tensor,
     ) -> Tensor:
-        logits_B = self.ranker(target_BD, story_BSD, story_blocks_BS, product_BPD, product_blocks_BP)
+        nothing_B = torch.zeros_like(target_BD[:, 0], dtype=torch.int64)  # ADEN knows neither users nor categories
+        features = Features(
+            target_BD=target_BD,
+            story_BSD=story_BSD,
+            story_blocks_BS=story_blocks_BS,
+            product_BPD=product_BPD,
+            product_blocks_BP=product_blocks_BP,
+            user_rows_B=nothing_B,
+            target_categories_B=nothing_B,
+            story_categories_BS=torch.zeros_like(story_blocks_BS),
+        )
+        logits_B = self.ranker(features)
         return torch.sigmoid(logits_B + self.logit_offset)
 
 
-def export_ranker(ranker: Ranker, *, sequence_length: int, logit_offset: float) -> bytes:
+def export_ranker(ranker: Ranker, *, width: int, sequence_length: int, logit_offset: float) -> bytes:
     """The ranker as one ONNX file with its weights inside; the same weights give the same bytes.
 
     Args:
-        ranker: trained.
+        ranker: trained; one that reads neither users nor categories.
+        width: d of the item features.
         sequence_length: S and P of the exported graph; the batch size stays free.
         logit_offset: added to the logits; makes up for the non-clicks that training left out.
     """
-    width = ranker.time_blocks.embedding_dim
     batch_size = 3  # anything above 1, which the exporter would take for fixed
     blocks = [torch.ones(batch_size, sequence_length, dtype=torch.int64) for _ in range(2)]
     vectors = [torch.zeros(batch_size, sequence_length, width) for _ in range(2)]

@@ -15,30 +15,32 @@ from torch import Tensor
 
 from storyrec.checkpoint import CheckpointStore, run_key
 from storyrec.config import Config
-from storyrec.data.batches import make_batch, user_batches
+from storyrec.data.batches import Batch, make_batch, user_batches
 from storyrec.data.dataset import Dataset
 from storyrec.data.instances import Instances
 from storyrec.errors import DataError, ModelError
 from storyrec.loop import Judgement, Moment, fitted_batch_size, train, training_device
-from storyrec.losses import click_loss
 from storyrec.metrics import per_user_auc
-from storyrec.models.aden import Aden, Ranker
+from storyrec.models.aden import Aden
+from storyrec.models.click_model import ClickModel
 from storyrec.models.extractors import RawItems
 from storyrec.pretrain import DUAL_WEIGHTS, TRAINING_REPORT, build_extractors, raw_items, read_schedule
+from storyrec.schema import Domain
 from storyrec.storage import Storage, write_file, write_folder
 from storyrec.warmstart import load_weights, start_from_champion
 
 ADEN_WEIGHTS = "aden.safetensors"
 EXTRACTORS = "extractors."
-VALIDATION_BATCH_SIZE = 4_096
+SCORING_BATCH = 4_096
 
 Int64s = NDArray[np.int64]
+Floats = NDArray[np.float64]
 
 
 def finetune_aden(
     config: Config, *, dataset: Path, dual: Path, champion: Path | None, checkpoints: Storage, out: Path
 ) -> None:
-    """Train the click model on the training days' impressions; nothing is frozen.
+    """Train the click model on the training days' impressions.
 
     Args:
         config: sections `model`, `features` and `aden`.
@@ -86,6 +88,7 @@ def finetune_aden(
                 "champion": start.champion,
             },
         )
+        model.extractors.requires_grad_(not settings.freeze_extractors)
         model.to(device)
         stage = ClickStage(
             model,
@@ -116,21 +119,22 @@ def finetune_aden(
         write_file(folder / TRAINING_REPORT, json.dumps(report, indent=1).encode())
 
 
-def build_aden(config: Config, *, num_words: int) -> Aden:
+def build_aden(config: Config, *, num_words: int) -> ClickModel:
     """A freshly initialised ADEN of the configured shape; the same seed gives the same weights."""
     with torch.random.fork_rng():
         torch.manual_seed(config.aden.seed)
-        ranker = Ranker(
+        ranker = Aden(
             width=config.model.width,
             num_heads=config.model.num_heads,
             num_time_blocks=config.model.num_time_blocks,
             head_widths=config.model.head_widths,
             dropout=config.model.dropout,
+            gated=config.aden.gated,
         )
-        return Aden(build_extractors(config, num_words=num_words), ranker)
+        return ClickModel(build_extractors(config, num_words=num_words), ranker)
 
 
-def load_extractors(model: Aden, path: Path) -> None:
+def load_extractors(model: ClickModel, path: Path) -> None:
     """Take the pre-trained extractors out of dual.safetensors.
 
     Raises:
@@ -150,14 +154,14 @@ def load_extractors(model: Aden, path: Path) -> None:
 
 
 class ClickStage:
-    """ADEN's side of the training loop: batches grouped by user, Eq. 11, judged by per-user AUC.
+    """A click model's side of the training loop: batches grouped by user, judged by per-user AUC.
 
     Where no user has both a clicked and a non-clicked validation impression, log loss judges instead.
     """
 
     def __init__(
         self,
-        model: Aden,
+        model: ClickModel,
         *,
         data: Dataset,
         stories: RawItems,
@@ -178,19 +182,14 @@ class ClickStage:
         return list(user_batches(self.data.train, batch_size=self.batch_size, generator=generator))
 
     def loss(self, index_B: Int64s, moment: Moment) -> tuple[Tensor, Mapping[str, float]]:
-        """Binary cross-entropy of the batch. Paper: Eq. 11."""
-        logits_B, clicked_B = self._score(self.data.train, index_B)
-        return click_loss(logits_B, clicked_B), {}
+        """The method's loss of the batch; binary cross-entropy, unless it has more terms. Paper: Eq. 11."""
+        batch = self._batch(self.data.train, index_B)
+        return self.model.loss(batch, stories=self.stories, products=self.products), {}
 
     def validate(self) -> Judgement:
         """Per-user AUC and log loss of the impressions that the AUC depends on."""
         validation = self.data.validation
-        logits_B = np.concatenate(
-            [
-                self._score(validation, self.judged_B[start : start + VALIDATION_BATCH_SIZE])[0].cpu().numpy()
-                for start in range(0, len(self.judged_B), VALIDATION_BATCH_SIZE)
-            ]
-        ).astype(np.float64)
+        logits_B = self.score(validation, self.judged_B)
         clicked_B = validation.clicked_B[self.judged_B]
         log_loss = float(np.mean(np.logaddexp(0.0, np.where(clicked_B, -logits_B, logits_B))))
         if self.stopped_by == "log_loss":
@@ -198,8 +197,46 @@ class ClickStage:
         auc = per_user_auc(validation.user_ids_B[self.judged_B], clicked_B, logits_B).mean
         return Judgement(auc, {"per_user_auc": auc, "log_loss": log_loss})
 
-    def _score(self, instances: Instances, index_B: Int64s) -> tuple[Tensor, Tensor]:
-        batch = make_batch(
+    def score(self, instances: Instances, index_B: Int64s) -> Floats:
+        """Logits of some instances, [B] float64; every item is extracted once for all of them.
+
+        The model must be in evaluation mode, gradients off.
+        """
+        story_ND, product_ND = self._item_tables(instances, index_B)
+        logits_B = np.empty(len(index_B), np.float64)
+        for start in range(0, len(index_B), SCORING_BATCH):
+            batch = self._batch(instances, index_B[start : start + SCORING_BATCH])
+            features = self.model.features_from_tables(
+                batch, story_ND=story_ND, product_ND=product_ND, stories=self.stories
+            )
+            logits_B[start : start + SCORING_BATCH] = self.model.ranker(features).cpu().numpy()
+        return logits_B
+
+    def _item_tables(self, instances: Instances, index_B: Int64s) -> tuple[Tensor, Tensor]:
+        """The vectors of the items that these instances need, in tables with a row per catalog row."""
+        data, reads = self.data, self.model.ranker.reads
+        story_clicks = covered(instances.story_start_B[index_B], instances.story_stop_B[index_B])
+        product_clicks = covered(instances.product_start_B[index_B], instances.product_stop_B[index_B])
+        story_rows = [instances.story_rows_B[index_B]]
+        if Domain.STORY in reads:
+            story_rows.append(data.story_click_rows_C[story_clicks])
+        product_rows = [data.product_click_rows_C[product_clicks]] if Domain.PRODUCT in reads else []
+        return (
+            self._item_table(self.stories, np.unique(np.concatenate(story_rows))),
+            self._item_table(self.products, np.unique(np.concatenate([*product_rows, [0]]).astype(np.int64))),
+        )
+
+    def _item_table(self, items: RawItems, rows_N: Int64s) -> Tensor:
+        parts = [
+            self.model.item_vectors(items, rows_N[start : start + SCORING_BATCH])
+            for start in range(0, len(rows_N), SCORING_BATCH)
+        ]
+        table_ND = parts[0].new_zeros(len(items), parts[0].shape[1])
+        table_ND[torch.from_numpy(rows_N).to(table_ND.device)] = torch.cat(parts)
+        return table_ND
+
+    def _batch(self, instances: Instances, index_B: Int64s) -> Batch:
+        return make_batch(
             self.data,
             instances,
             index_B,
@@ -207,8 +244,14 @@ class ClickStage:
             block_hours=self.data.windows.block_hours,
             num_time_blocks=self.num_time_blocks,
         )
-        logits_B: Tensor = self.model(batch, stories=self.stories, products=self.products)
-        return logits_B, torch.from_numpy(batch.clicked_B).to(logits_B.device)
+
+
+def covered(start_B: Int64s, stop_B: Int64s) -> Int64s:
+    """All positions that lie in at least one of the slices, ascending."""
+    edges = np.zeros(int(stop_B.max(initial=0)) + 1, np.int64)
+    np.add.at(edges, start_B, 1)
+    np.add.at(edges, stop_B, -1)
+    return np.flatnonzero(np.cumsum(edges) > 0)
 
 
 def scorable_impressions(instances: Instances) -> Int64s:

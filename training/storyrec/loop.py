@@ -164,7 +164,10 @@ class _Run:
     ) -> None:
         self.model, self.name, self.stage, self.schedule, self.store = model, name, stage, schedule, store
         self.optimizer = torch.optim.AdamW(
-            model.parameters(), lr=schedule.learning_rate, weight_decay=schedule.weight_decay, fused=True
+            [parameter for parameter in model.parameters() if parameter.requires_grad],
+            lr=schedule.learning_rate,
+            weight_decay=schedule.weight_decay,
+            fused=True,
         )
         self.state = _State()
         self.best: Weights = {}

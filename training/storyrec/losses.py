@@ -49,6 +49,29 @@ def dual_domain_loss(
     return loss_B.mean()
 
 
+def info_nce_loss(story_BD: Tensor, product_BD: Tensor, related_BB: Tensor) -> Tensor:
+    """Tell the product a story mounts from those of the batch's other pairs, and the story from theirs.
+
+    Deviates from the paper: takes the place of Eq. 5 where the settings ask for it; symmetric InfoNCE
+    whose similarity is the negative squared Euclidean distance, since matching measures distances.
+
+    Args:
+        story_BD: story features, [B, D] float.
+        product_BD: features of the product each story mounts, [B, D] float.
+        related_BB: True where the story of the row mounts the product of the column; such pairs beside the
+            diagonal are no negatives.
+
+    Returns:
+        Mean over both directions and the batch, scalar, >= 0.
+    """
+    squares_BB = story_BD.square().sum(dim=-1)[:, None] + product_BD.square().sum(dim=-1)[None, :]
+    similarity_BB = 2.0 * story_BD @ product_BD.T - squares_BB
+    diagonal_BB = torch.eye(len(story_BD), dtype=torch.bool, device=story_BD.device)
+    similarity_BB = similarity_BB.masked_fill(related_BB & ~diagonal_BB, -torch.inf)
+    own_B = torch.arange(len(story_BD), device=story_BD.device)
+    return (F.cross_entropy(similarity_BB, own_B) + F.cross_entropy(similarity_BB.T, own_B)) / 2
+
+
 def distance(left_BD: Tensor, right_BD: Tensor, *, squared: bool = False) -> Tensor:
     """Euclidean distance of each row, [B], or its square. Paper: Sec. III-B, d(x, y)."""
     squared_B = (left_BD - right_BD).square().sum(dim=-1)

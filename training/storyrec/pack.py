@@ -23,7 +23,7 @@ from storyrec.errors import ModelError
 from storyrec.export import export_ranker, item_vectors, load_trained_extractors
 from storyrec.finetune import build_aden
 from storyrec.manifest import Manifest, seal_folder
-from storyrec.models.aden import Aden
+from storyrec.models.click_model import ClickModel
 from storyrec.pretrain import build_extractors, raw_items
 from storyrec.progress import track
 from storyrec.storage import write_file, write_folder
@@ -71,7 +71,12 @@ def pack_bundle(config: Config, *, dataset: Path, dual: Path, aden: Path, out: P
             logits_B = _validation_logits(model, data, config=settings)
             offset = calibration_offset(logits_B, data.validation.clicked_B)
             training["logit_offset"] = offset
-            ranker = export_ranker(model.ranker, sequence_length=config.features.sequence_length, logit_offset=offset)
+            ranker = export_ranker(
+                model.ranker,
+                width=config.model.width,
+                sequence_length=config.features.sequence_length,
+                logit_offset=offset,
+            )
             write_file(folder / RANKER, ranker)
             write_file(folder / TRAINING, json.dumps(training).encode())
             progress.advance(note="parity")
@@ -103,7 +108,7 @@ def calibration_offset(logits_B: Floats, clicked_B: Booleans) -> float:
     return float(brentq(lambda offset: expit(logits_B + offset).mean() - click_rate, -bound, bound))
 
 
-def measure_difference(bundle: Bundle, data: Dataset, model: Aden, *, logit_offset: float) -> float | None:
+def measure_difference(bundle: Bundle, data: Dataset, model: ClickModel, *, logit_offset: float) -> float | None:
     """Largest |difference| of the bundle's click probabilities from those of the trained network.
 
     The bundle scores from its item tables through ONNX Runtime, the network from titles and covers,
@@ -144,7 +149,7 @@ def measure_difference(bundle: Bundle, data: Dataset, model: Aden, *, logit_offs
     return largest if math.isfinite(largest) else None
 
 
-def _validation_logits(model: Aden, data: Dataset, *, config: Config) -> Floats:
+def _validation_logits(model: ClickModel, data: Dataset, *, config: Config) -> Floats:
     """The network's logits of the validation impressions, [B]."""
     index_B = np.arange(len(data.validation))
     stories, products = raw_items(data, max_words=config.features.max_title_words)
@@ -163,7 +168,7 @@ def _validation_logits(model: Aden, data: Dataset, *, config: Config) -> Floats:
     return np.concatenate(parts)
 
 
-def _load_aden(config: Config, data: Dataset, path: Path) -> Aden:
+def _load_aden(config: Config, data: Dataset, path: Path) -> ClickModel:
     model = build_aden(config, num_words=data.vocabulary.size)
     try:
         model.load_state_dict(load_weights(path))
@@ -177,7 +182,7 @@ def _load_aden(config: Config, data: Dataset, path: Path) -> Aden:
     return model.eval()
 
 
-def _write_tables(folder: Path, *, config: Config, data: Dataset, model: Aden) -> None:
+def _write_tables(folder: Path, *, config: Config, data: Dataset, model: ClickModel) -> None:
     matching = load_trained_extractors(build_extractors(config, num_words=data.vocabulary.size), folder / DUAL)
     both = raw_items(data, max_words=config.features.max_title_words)
     for items, catalog in zip(both, (data.stories, data.products), strict=True):

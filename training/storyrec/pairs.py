@@ -22,6 +22,11 @@ class Mounts:
         places_B = np.minimum(np.searchsorted(self._codes, codes_B), len(self._codes) - 1)
         return self._codes[places_B] == codes_B
 
+    def contain_all(self, story_rows_B: Int64s, product_rows_B: Int64s) -> NDArray[np.bool_]:
+        """Whether each story mounts each product, [B, B]; the rows must come from the pairs."""
+        story_rows_BB, product_rows_BB = np.broadcast_arrays(story_rows_B[:, None], product_rows_B[None, :])
+        return self.contain(story_rows_BB.ravel(), product_rows_BB.ravel()).reshape(story_rows_BB.shape)
+
     def _code(self, story_rows: Int64s, product_rows: Int64s) -> Int64s:
         return story_rows * self._stride + product_rows
 

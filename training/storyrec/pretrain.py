@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from storyrec.checkpoint import CheckpointStore, run_key
-from storyrec.config import Config, Training
+from storyrec.config import Config, Contrast, Training
 from storyrec.data.dataset import Dataset
 from storyrec.loop import Judgement, Moment, Schedule, Trained, fitted_batch_size, train, training_device
-from storyrec.losses import domain_adversarial_loss, dual_domain_loss
+from storyrec.losses import domain_adversarial_loss, dual_domain_loss, info_nce_loss
 from storyrec.models.dual import Dual, reversal_strength
 from storyrec.models.extractors import Extractors, RawItems
 from storyrec.pairs import Mounts, draw_others, split_pairs
@@ -86,6 +86,8 @@ def pretrain_dual(config: Config, *, dataset: Path, champion: Path | None, check
                 batch_size=fitted_batch_size(len(training_M2), largest=settings.batch_size),
                 margin=settings.margin,
                 squared=settings.squared_distance,
+                contrast=settings.contrast,
+                adversary=settings.adversary,
                 seed=settings.seed,
             )
             trained = train(
@@ -143,8 +145,14 @@ def build_extractors(config: Config, *, num_words: int) -> Extractors:
 
 def raw_items(data: Dataset, *, max_words: int) -> tuple[RawItems, RawItems]:
     """What the extractors read of the dataset's stories and of its products."""
+    category_ids = np.unique(np.concatenate([[0], data.products.category_ids_N]))
     stories, products = (
-        RawItems.of(data.vocabulary.encode(catalog.titles, max_words=max_words), catalog.visual_raw_NV, domain=domain)
+        RawItems.of(
+            data.vocabulary.encode(catalog.titles, max_words=max_words),
+            catalog.visual_raw_NV,
+            domain=domain,
+            categories_N=np.searchsorted(category_ids, catalog.category_ids_N),
+        )
         for catalog, domain in ((data.stories, Domain.STORY), (data.products, Domain.PRODUCT))
     )
     return stories, products
@@ -167,13 +175,16 @@ class PairStage:
         training_M2: Int64s,
         validation_M2: Int64s,
         batch_size: int,
-        margin: float,
-        squared: bool,
+        margin: float = 1.0,
+        squared: bool = False,
+        contrast: Contrast = "hinge",
+        adversary: bool = True,
         seed: int,
     ) -> None:
         self.model, self.stories, self.products, self.mounts = model, stories, products, mounts
         self.training_M2, self.validation_M2 = training_M2, validation_M2
         self.batch_size, self.margin, self.squared, self.seed = batch_size, margin, squared, seed
+        self.contrast, self.adversary = contrast, adversary
 
     def batches(self, generator: np.random.Generator) -> Sequence[Int64s]:
         """All training pairs in random order."""
@@ -185,11 +196,11 @@ class PairStage:
         parts = self._losses(
             self.training_M2[index_B], strength=reversal_strength(moment.progress), generator=moment.generator
         )
-        total = torch.stack([parts[name] for name in parts if not name.endswith("accuracy")]).sum()
+        total = torch.stack([part for name, part in parts.items() if not name.endswith("accuracy")]).sum()
         return total, _shown({name: part.item() for name, part in parts.items()})
 
     def validate(self) -> Judgement:
-        """Judge by the hinges alone: the classifiers' own loss rises as the extractors get better."""
+        """Judge by the contrast alone: the classifiers' own loss rises as the extractors get better."""
         generator = np.random.default_rng(self.seed)
         totals: dict[str, list[tuple[float, int]]] = {}
         for start in range(0, len(self.validation_M2), self.batch_size):
@@ -200,10 +211,10 @@ class PairStage:
             name: sum(value * number for value, number in parts) / sum(number for _, number in parts)
             for name, parts in totals.items()
         }
-        return Judgement(-sum(value for name, value in means.items() if name.endswith("hinge")), _shown(means))
+        return Judgement(-sum(value for name, value in means.items() if name.endswith(self.contrast)), _shown(means))
 
     def _losses(self, pairs_B2: Int64s, *, strength: float, generator: np.random.Generator) -> dict[str, Tensor]:
-        """Hinge, adversary and domain accuracy of each modality that the batch has."""
+        """Contrast, adversary and domain accuracy of each modality that the batch has."""
         story = self.model.extractors.extract(self.stories, pairs_B2[:, 0])
         product = self.model.extractors.extract(self.products, pairs_B2[:, 1])
         story_logits = self.model(story, strength=strength)
@@ -217,23 +228,37 @@ class PairStage:
             ("cover", has_cover_B, (story.visual_ND, product.visual_ND),
              (story_logits.visual_B, product_logits.visual_B)),
         ):  # fmt: skip
-            # each modality has its own negatives
             (real,) = np.nonzero(story_real_B & product_real_B)
-            others = draw_others(pairs_B2[real], mounts=self.mounts, generator=generator)
-            own, other = _index(real[others >= 0], features[0]), _index(real[others[others >= 0]], features[0])
-            if len(own):
-                losses[f"{modality}_hinge"] = dual_domain_loss(
-                    features[0][own], features[1][own], features[0][other], features[1][other],
-                    margin=self.margin, squared=self.squared,
-                )  # fmt: skip
+            story_BD, product_BD = (part[_index(real, part)] for part in features)
+            contrast = self._contrast(pairs_B2[real], story_BD, product_BD, generator=generator)
+            if contrast is not None:
+                losses[f"{modality}_{self.contrast}"] = contrast
             story_real, product_real = np.flatnonzero(story_real_B), np.flatnonzero(product_real_B)
-            if len(story_real) and len(product_real):
+            if self.adversary and len(story_real) and len(product_real):
                 story_B = logits[0][_index(story_real, logits[0])]
                 product_B = logits[1][_index(product_real, logits[1])]
                 losses[f"{modality}_adversary"] = domain_adversarial_loss(story_B, product_B)
                 right = torch.cat([story_B <= 0, product_B > 0])
                 losses[f"{modality}_domain_accuracy"] = right.float().mean()
         return losses
+
+    def _contrast(
+        self, pairs_B2: Int64s, story_BD: Tensor, product_BD: Tensor, *, generator: np.random.Generator
+    ) -> Tensor | None:
+        """The contrast of one modality, which has its own negatives; None where the batch holds no negative."""
+        if self.contrast == "infonce":
+            related_BB = self.mounts.contain_all(pairs_B2[:, 0], pairs_B2[:, 1])
+            if related_BB.all():
+                return None
+            related = torch.from_numpy(related_BB).to(story_BD.device)
+            return info_nce_loss(story_BD, product_BD, related)
+        others_B = draw_others(pairs_B2, mounts=self.mounts, generator=generator)
+        own, other = _index(np.flatnonzero(others_B >= 0), story_BD), _index(others_B[others_B >= 0], story_BD)
+        if not len(own):
+            return None
+        return dual_domain_loss(
+            story_BD[own], product_BD[own], story_BD[other], product_BD[other], margin=self.margin, squared=self.squared
+        )
 
 
 def _index(positions: Int64s, like: Tensor) -> Tensor:
@@ -243,8 +268,10 @@ def _index(positions: Int64s, like: Tensor) -> Tensor:
 def _shown(parts: Mapping[str, float]) -> dict[str, float]:
     """The parts and, per modality, their sum as the authors plot it."""
     sums = {
-        f"{modality}_loss": parts[f"{modality}_hinge"] + parts.get(f"{modality}_adversary", 0.0)
+        f"{modality}_loss": sum(
+            value for name, value in parts.items() if name.startswith(modality) and not name.endswith("accuracy")
+        )
         for modality in ("title", "cover")
-        if f"{modality}_hinge" in parts
+        if any(name.startswith(modality) for name in parts)
     }
     return {**parts, **sums}

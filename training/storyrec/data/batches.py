@@ -25,6 +25,7 @@ class Batch:
         story_slots_BS, product_slots_BP: catalog rows of the clicked items, int64, 0 = padding.
         story_blocks_BS, product_blocks_BP: time blocks of these clicks, int64, 0 = padding.
         clicked_B: the label, [B] float32.
+        user_rows_B: the user's row in a table of users, [B] int64; 0 for one without training instances.
     """
 
     story_rows_B: Int64s
@@ -33,6 +34,7 @@ class Batch:
     product_slots_BP: Int64s
     product_blocks_BP: Int64s
     clicked_B: npt.NDArray[np.float32]
+    user_rows_B: Int64s
 
 
 def make_batch(
@@ -87,6 +89,7 @@ def make_batch(
         product_slots_BP=product_slots_BP,
         product_blocks_BP=product_blocks_BP,
         clicked_B=instances.clicked_B[index_B].astype(np.float32),
+        user_rows_B=dataset.user_rows(instances.user_ids_B[index_B]),
     )
 
 

@@ -5,7 +5,7 @@ M = pairs.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date, timedelta
 
 import numpy as np
@@ -32,6 +32,7 @@ class Catalog:
         visual_raw_NV: [N, 512] float16, zeros where there is no cover.
         published_us_N: [N] int64, epoch microseconds UTC, 0 for padding.
         sources_N: [N] int8, index into `schema.SOURCES`; -1 for products and padding.
+        category_ids_N: [N] int64; a story has the category of the first product it mounts (Sec. II-C); 0 = none.
     """
 
     item_ids_N: Int64s
@@ -39,6 +40,7 @@ class Catalog:
     visual_raw_NV: npt.NDArray[np.float16]
     published_us_N: Int64s
     sources_N: npt.NDArray[np.int8]
+    category_ids_N: Int64s
 
     def __len__(self) -> int:
         return len(self.item_ids_N)
@@ -64,25 +66,52 @@ class Catalog:
         if "source" in small.column_names:
             places = pc.index_in(small["source"], value_set=pa.array(SOURCES))
             sources = np.asarray(pc.fill_null(places, -1).to_numpy(), np.int8)
+        has_category = "category_id" in small.column_names
+        categories = to_int64(small["category_id"]) if has_category else np.zeros(len(newest_N), np.int64)
         return cls(
             item_ids_N=np.concatenate([[0], to_int64(small[id_column(small)])]),
             titles=["", *pc.fill_null(small["title"], "").to_pylist()],
             visual_raw_NV=_covers(table["cover"], rows_R=rows_R, num_rows=len(newest_N) + 1),
             published_us_N=np.concatenate([[0], to_int64(small["published_at"])]),
             sources_N=np.concatenate([np.array([-1], np.int8), sources]),
+            category_ids_N=np.concatenate([[0], categories]),
         )
 
+    def with_mounted_categories(self, pairs_M2: Int64s, *, products: "Catalog") -> "Catalog":
+        """These stories with the category of the first product that each mounts.
 
-def read_catalog(logs: ValidatedLogs, name: str, *, holdout_start: date) -> tuple[Catalog, pa.Table]:
+        Args:
+            pairs_M2: (story row, product row), sorted, [M, 2] int64.
+            products: whose rows are meant.
+        """
+        stories, first = np.unique(pairs_M2[:, 0], return_index=True)
+        category_ids_N = np.zeros(len(self), np.int64)
+        category_ids_N[stories] = products.category_ids_N[pairs_M2[first, 1]]
+        return replace(self, category_ids_N=category_ids_N)
+
+
+@dataclass(frozen=True)
+class CatalogLog:
+    """A catalog at the end of the run's day and the log rows behind it.
+
+    Attributes:
+        catalog: the items.
+        newest: the newest log row of each item, covers left out.
+        earlier: each item once as the days before the held-out ones knew it, covers left out.
+    """
+
+    catalog: Catalog
+    newest: pa.Table
+    earlier: pa.Table
+
+
+def read_catalog(logs: ValidatedLogs, name: str, *, holdout_start: date) -> CatalogLog:
     """A catalog at the end of the run's day, and its log rows as they were before the held-out days.
 
     Args:
         logs: the validated days.
         name: "stories" or "products".
         holdout_start: the first held-out day.
-
-    Returns:
-        The catalog, and each item once as the days before `holdout_start` knew it, covers left out.
 
     Raises:
         DataError: there is no item, or no title.
@@ -97,8 +126,13 @@ def read_catalog(logs: ValidatedLogs, name: str, *, holdout_start: date) -> tupl
             where=f"validated/{name}",
             remedy=f"look into quarantine/{name} and the validation reports",
         )
-    earlier = rows.table.drop_columns(["cover"]).slice(0, int(np.searchsorted(rows.day_B, day_number(holdout_start))))
-    return catalog, earlier.take(pa.array(newest_rows(earlier, before_us=midnight_us(holdout_start))))
+    coverless = rows.table.drop_columns(["cover"])
+    earlier = coverless.slice(0, int(np.searchsorted(rows.day_B, day_number(holdout_start))))
+    return CatalogLog(
+        catalog,
+        newest=coverless.take(pa.array(newest_N)),
+        earlier=earlier.take(pa.array(newest_rows(earlier, before_us=midnight_us(holdout_start)))),
+    )
 
 
 def newest_rows(table: pa.Table, *, before_us: int) -> Int64s:

@@ -7,7 +7,8 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from datetime import date
+from datetime import date, timedelta
+from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -32,7 +33,7 @@ __all__ = ["Dataset", "Instances", "ResolvedWindows", "build_dataset"]
 
 Int64s = npt.NDArray[np.int64]
 
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,7 @@ class Dataset:
         story_click_rows_C, product_click_rows_C: the catalog row of each click, [C] int64; 0 where the
             item is in no catalog.
         pairs_M2: (story row, row of a product it mounts), [M, 2] int64, published before the held-out days.
+        holdout_pairs_M2: likewise, of the stories published in the held-out days.
         train: every click of the training days and as many sampled non-clicks.
         validation: the last impressions of the training days, at their natural click rate.
         holdout: all impressions of the held-out days.
@@ -66,6 +68,7 @@ class Dataset:
     story_click_rows_C: Int64s
     product_click_rows_C: Int64s
     pairs_M2: Int64s
+    holdout_pairs_M2: Int64s
     train: Instances
     validation: Instances
     holdout: Instances
@@ -111,6 +114,16 @@ class Dataset:
                 remedy="run build_dataset again",
             ) from error
 
+    @cached_property
+    def training_users_U(self) -> Int64s:
+        """Users of the training instances, ascending, [U]: those a table of users has rows for."""
+        return np.unique(self.train.user_ids_B)
+
+    def user_rows(self, user_ids_B: Int64s) -> Int64s:
+        """The row of each user in a table of users, [B]; 0 for one without training instances."""
+        places_B = np.minimum(np.searchsorted(self.training_users_U, user_ids_B), len(self.training_users_U) - 1)
+        return np.where(self.training_users_U[places_B] == user_ids_B, places_B + 1, 0)
+
     def instances_for(self, instances: Instances, *, history_days: int) -> Instances:
         """The same impressions with the sequences that another model's history window allows.
 
@@ -137,6 +150,7 @@ class Dataset:
                 "story_clicks": len(self.story_clicks),
                 "product_clicks": len(self.product_clicks),
                 "pairs": len(self.pairs_M2),
+                "holdout_pairs": len(self.holdout_pairs_M2),
                 "train": len(self.train),
                 "validation": len(self.validation),
                 "holdout": len(self.holdout),
@@ -169,19 +183,22 @@ def build_dataset(config: Config, *, day: date, out: Path) -> Dataset:
         )
         holdout_start, history_start = windows.holdout_start(day), windows.history_start(day)
         progress.advance(note="catalogs")
-        stories, earlier_stories = read_catalog(logs, "stories", holdout_start=holdout_start)
-        products, earlier_products = read_catalog(logs, "products", holdout_start=holdout_start)
+        story_log = read_catalog(logs, "stories", holdout_start=holdout_start)
+        product_log = read_catalog(logs, "products", holdout_start=holdout_start)
         vocabulary = train_vocabulary(
-            [*earlier_stories["title"].to_pylist(), *earlier_products["title"].to_pylist()],
+            [*story_log.earlier["title"].to_pylist(), *product_log.earlier["title"].to_pylist()],
             size=config.features.vocabulary_size,
             min_count=config.features.min_word_count,
         )
-        pairs_M2 = mounted_pairs(
-            earlier_stories,
-            story_catalog=stories,
-            product_catalog=products,
-            products_before_us=midnight_us(holdout_start),
+        products = product_log.catalog
+        all_pairs_M2, pairs_M2 = (
+            mounted_pairs(
+                rows, story_catalog=story_log.catalog, product_catalog=products, products_before_us=midnight_us(end)
+            )
+            for rows, end in ((story_log.newest, day + timedelta(days=1)), (story_log.earlier, holdout_start))
         )
+        stories = story_log.catalog.with_mounted_categories(all_pairs_M2, products=products)
+        is_new_M = stories.published_us_N[all_pairs_M2[:, 0]] >= midnight_us(holdout_start)
         progress.advance(note="clicks")
         story_clicks = ClickLog.from_table(logs.impressions(since=history_start), Domain.STORY)
         product_clicks = ClickLog.from_table(logs.read("product_clicks", since=history_start).table, Domain.PRODUCT)
@@ -213,6 +230,7 @@ def build_dataset(config: Config, *, day: date, out: Path) -> Dataset:
             story_click_rows_C=stories.rows(story_clicks.item_ids_C),
             product_click_rows_C=products.rows(product_clicks.item_ids_C),
             pairs_M2=pairs_M2,
+            holdout_pairs_M2=all_pairs_M2[is_new_M],
             train=train,
             validation=validation,
             holdout=holdout,
@@ -236,7 +254,7 @@ _RECORDS: Mapping[str, type] = MappingProxyType(
         "holdout": Instances,
     }
 )
-_ARRAYS = ("story_click_rows_C", "product_click_rows_C", "pairs_M2")
+_ARRAYS = ("story_click_rows_C", "product_click_rows_C", "pairs_M2", "holdout_pairs_M2")
 
 
 def _digest(dataset: Dataset) -> str:

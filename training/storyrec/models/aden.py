@@ -1,20 +1,18 @@
 """ADEN: the click probability of a target story, given a user's clicks in both domains.
 
 Paper: Sec. III-C, Eq. 9-10. Legend: B batch, L sequence (S story, P product), D width, H heads,
-E head width, N distinct items.
+E head width.
 """
 
 from collections.abc import Sequence
 
-import numpy as np
 import torch
-import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from storyrec.data.batches import Batch
+from storyrec.models.click_model import BOTH_DOMAINS, Features, Ranker
 from storyrec.models.dropout import Dropout
-from storyrec.models.extractors import Extractors, RawItems
+from storyrec.models.layers import click_head, time_block_table
+from storyrec.schema import Domain
 
 
 class TargetAttention(nn.Module):
@@ -57,8 +55,8 @@ class TargetAttention(nn.Module):
         return user_BHE.flatten(1)
 
 
-class Ranker(nn.Module):
-    """Everything behind the item features; what is served.
+class Aden(Ranker):
+    """Two attentions, one per domain, and a head behind them.
 
     Args:
         width: d of the item features.
@@ -67,96 +65,53 @@ class Ranker(nn.Module):
             `num_time_blocks + 1` = older.
         head_widths: hidden layers behind [story user; product user; target].
         dropout: share of attention weights and hidden units dropped in training.
+        reads: the domains that count; with one, the head has that domain's user and the target (Sec. IV-E).
+        gated: weigh the two users against each other per impression, the remedy that the paper suggests
+            for its failure case 1 (Sec. IV-H).
     """
 
     def __init__(
-        self, *, width: int, num_heads: int, num_time_blocks: int, head_widths: Sequence[int], dropout: float
+        self,
+        *,
+        width: int,
+        num_heads: int,
+        num_time_blocks: int,
+        head_widths: Sequence[int],
+        dropout: float,
+        reads: frozenset[Domain] = BOTH_DOMAINS,
+        gated: bool = False,
     ) -> None:
         super().__init__()
-        self.time_blocks = nn.Embedding(num_time_blocks + 2, width, padding_idx=0)
-        with torch.no_grad():
-            self.time_blocks.weight.normal_(std=0.02)
-            self.time_blocks.weight[0] = 0.0
-        self.story_attention = TargetAttention(width=width, num_heads=num_heads, dropout=dropout)
-        self.product_attention = TargetAttention(width=width, num_heads=num_heads, dropout=dropout)
-        layers: list[nn.Module] = []
-        last = 3 * width
-        for hidden in head_widths:
-            layers += [nn.Linear(last, hidden), nn.ReLU(), Dropout(dropout)]
-            last = hidden
-        self.head = nn.Sequential(*layers, nn.Linear(last, 1))
+        self.reads = reads
+        self.time_blocks = time_block_table(num_time_blocks, width=width)
+        attentions = {
+            domain: TargetAttention(width=width, num_heads=num_heads, dropout=dropout)
+            for domain in Domain
+            if domain in reads
+        }
+        self.story_attention = attentions.get(Domain.STORY)
+        self.product_attention = attentions.get(Domain.PRODUCT)
+        self.gate = nn.Linear((len(reads) + 1) * width, len(reads)) if gated else None
+        self.head = click_head((len(reads) + 1) * width, head_widths=head_widths, dropout=dropout)
 
-    def forward(
-        self,
-        target_BD: Tensor,
-        story_BSD: Tensor,
-        story_blocks_BS: Tensor,
-        product_BPD: Tensor,
-        product_blocks_BP: Tensor,
-    ) -> Tensor:
-        """Score each target story for its user.
-
-        Args:
-            target_BD: item features of the targets; a target has no time block.
-            story_BSD, product_BPD: item features of the sequences; any value at padding.
-            story_blocks_BS, product_blocks_BP: time blocks, integers; 0 marks padding.
-
-        Returns:
-            Logits of the click probabilities, [B].
-        """
-        story_BD = self.story_attention(target_BD, story_BSD + self.time_blocks(story_blocks_BS), story_blocks_BS > 0)
-        product_BD = self.product_attention(
-            target_BD, product_BPD + self.time_blocks(product_blocks_BP), product_blocks_BP > 0
-        )
-        logits_B1: Tensor = self.head(torch.cat([story_BD, product_BD, target_BD], dim=-1))
+    def forward(self, features: Features) -> Tensor:
+        """Logits of the click probabilities, [B]."""
+        target_BD = features.target_BD
+        parts = [*self.users(features), target_BD]
+        if self.gate is not None:
+            # twice a softmax: an undecided gate changes nothing
+            weights_BU = 2.0 * torch.softmax(self.gate(torch.cat(parts, dim=-1)), dim=-1)
+            parts = [*(user_BD * weights_BU[:, [i]] for i, user_BD in enumerate(parts[:-1])), target_BD]
+        logits_B1: Tensor = self.head(torch.cat(parts, dim=-1))
         return logits_B1.squeeze(-1)
 
-
-class Aden(nn.Module):
-    """Extractors and ranker, trained together."""
-
-    def __init__(self, extractors: Extractors, ranker: Ranker) -> None:
-        super().__init__()
-        self.extractors = extractors
-        self.ranker = ranker
-
-    def forward(self, batch: Batch, *, stories: RawItems, products: RawItems) -> Tensor:
-        """Logits [B] of a batch; each distinct item is extracted once and then gathered.
-
-        Args:
-            batch: catalog rows and time blocks.
-            stories, products: what the extractors read of the two catalogs.
-        """
-        device = self.ranker.time_blocks.weight.device
-        num_targets = len(batch.story_rows_B)
-        rows = np.concatenate([batch.story_rows_B, batch.story_slots_BS.ravel()])
-        story_rows_N, places = distinct(rows, num_rows=len(stories))
-        product_rows_N, product_places = distinct(batch.product_slots_BP.ravel(), num_rows=len(products))
-        story_ND = self.extractors.extract(stories, story_rows_N).item_ND
-        product_ND = self.extractors.extract(products, product_rows_N).item_ND
-
-        def place(places: NDArray[np.int64], shape: tuple[int, ...]) -> Tensor:
-            return torch.from_numpy(places.reshape(shape)).to(device)
-
-        # F.embedding, because the gradient of indexing is slow on a CPU
-        logits_B: Tensor = self.ranker(
-            F.embedding(place(places[:num_targets], (num_targets,)), story_ND),
-            F.embedding(place(places[num_targets:], batch.story_slots_BS.shape), story_ND),
-            torch.from_numpy(batch.story_blocks_BS).to(device),
-            F.embedding(place(product_places, batch.product_slots_BP.shape), product_ND),
-            torch.from_numpy(batch.product_blocks_BP).to(device),
-        )
-        return logits_B
-
-
-def distinct(rows: NDArray[np.int64], *, num_rows: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The distinct catalog rows, sorted, and the place of each row among them.
-
-    Like `numpy.unique` with the inverse, without its sort.
-    """
-    present = np.zeros(num_rows, dtype=np.bool_)
-    present[rows] = True
-    distinct_rows = np.flatnonzero(present)
-    place = np.empty(num_rows, dtype=np.int64)
-    place[distinct_rows] = np.arange(len(distinct_rows))
-    return distinct_rows, place[rows]
+    def users(self, features: Features) -> list[Tensor]:
+        """The user as each domain that counts sees her, [B, D] each, the story domain first. Paper: Eq. 9."""
+        return [
+            attention(features.target_BD, items_BLD + self.time_blocks(blocks_BL), blocks_BL > 0)
+            for attention, items_BLD, blocks_BL in (
+                (self.story_attention, features.story_BSD, features.story_blocks_BS),
+                (self.product_attention, features.product_BPD, features.product_blocks_BP),
+            )
+            if attention is not None
+        ]

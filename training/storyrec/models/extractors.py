@@ -3,7 +3,9 @@
 Paper: Sec. III-A, Eq. 2-4. Legend: N items, W words of a title, V raw visual, D width.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass
+from enum import StrEnum
 
 import numpy as np
 import torch
@@ -16,6 +18,16 @@ from storyrec.schema import COVER_WIDTH, Domain
 
 PADDING_WORD = 0
 INITIAL_WORD_DEVIATION = 0.1
+
+
+class Modality(StrEnum):
+    """What an item feature is made of."""
+
+    VISUAL = "visual"
+    TEXTUAL = "textual"
+
+
+BOTH_MODALITIES = frozenset(Modality)
 
 
 @dataclass(frozen=True)
@@ -50,19 +62,30 @@ class RawItems:
         visual_raw_NV: raw covers, float16 (may be memory-mapped), zero where there is none.
         has_cover_N: whether an item has a cover.
         domain: where the items live.
+        categories_N: row of each item in a table of categories, int64; 0 = none.
     """
 
     tokens_NW: NDArray[np.int32]
     visual_raw_NV: NDArray[np.float16]
     has_cover_N: NDArray[np.bool_]
     domain: Domain
+    categories_N: NDArray[np.int64]
 
     @classmethod
-    def of(cls, tokens_NW: NDArray[np.int32], visual_raw_NV: NDArray[np.float16], *, domain: Domain) -> "RawItems":
+    def of(
+        cls,
+        tokens_NW: NDArray[np.int32],
+        visual_raw_NV: NDArray[np.float16],
+        *,
+        domain: Domain,
+        categories_N: NDArray[np.int64] | None = None,
+    ) -> "RawItems":
         """The items of these titles and covers; a cover without a non-zero value is none."""
         # as integers, because numpy has no fast test for half floats
         has_cover_N = np.any(np.ascontiguousarray(visual_raw_NV).view(np.uint16), axis=1)
-        return cls(tokens_NW, visual_raw_NV, has_cover_N, domain)
+        if categories_N is None:
+            categories_N = np.zeros(len(tokens_NW), np.int64)
+        return cls(tokens_NW, visual_raw_NV, has_cover_N, domain, categories_N)
 
     def __len__(self) -> int:
         return len(self.tokens_NW)
@@ -120,29 +143,33 @@ class Extractors(nn.Module):
             if self.positions is not None:
                 self.positions.weight.normal_(std=INITIAL_WORD_DEVIATION / 10)
 
-    def forward(self, tokens_NW: Tensor, visual_raw_NV: Tensor | None, *, domain: Domain) -> ItemFeatures:
+    def forward(self, tokens_NW: Tensor | None, visual_raw_NV: Tensor | None, *, domain: Domain) -> ItemFeatures:
         """Extract the features of N items of one domain.
 
         Args:
-            tokens_NW: words, [N, W <= max_words] integers, right-padded with 0.
-            visual_raw_NV: raw covers, [N, V] float, zero where an item has none; None: no item has one.
+            tokens_NW: words, [N, W <= max_words] integers, right-padded with 0; None: titles do not count.
+            visual_raw_NV: raw covers, [N, V] float, zero where an item has none; None: no item has one, or
+                covers do not count. Never None together with the titles.
             domain: decides how the title is pooled.
         """
         pool = self._story_title if domain == Domain.STORY else self._product_title
-        textual_ND = pool(tokens_NW)
-        if visual_raw_NV is None:
-            return ItemFeatures(torch.zeros_like(textual_ND), textual_ND)
-        return ItemFeatures(self.visual_projection(visual_raw_NV), textual_ND)
+        textual_ND = None if tokens_NW is None else pool(tokens_NW)
+        visual_ND = None if visual_raw_NV is None else self.visual_projection(visual_raw_NV)
+        if visual_ND is None:
+            assert textual_ND is not None
+            visual_ND = torch.zeros_like(textual_ND)
+        return ItemFeatures(visual_ND, torch.zeros_like(visual_ND) if textual_ND is None else textual_ND)
 
-    def extract(self, items: RawItems, rows_N: NDArray[np.int64]) -> ItemFeatures:
-        """Features of these catalog rows, on the device of the weights."""
+    def extract(
+        self, items: RawItems, rows_N: NDArray[np.int64], *, modalities: Collection[Modality] = BOTH_MODALITIES
+    ) -> ItemFeatures:
+        """Features of these catalog rows, on the device of the weights; zero in other modalities."""
         device = self.words.weight.device
-        visual_raw_NV = items.visual_raw(rows_N)
-        return self(
-            items.tokens(rows_N).to(device),
-            None if visual_raw_NV is None else visual_raw_NV.to(device),
-            domain=items.domain,
-        )
+        tokens_NW = items.tokens(rows_N).to(device) if Modality.TEXTUAL in modalities else None
+        visual_raw_NV = items.visual_raw(rows_N) if Modality.VISUAL in modalities else None
+        if visual_raw_NV is None and tokens_NW is None:  # not one of them has a cover
+            return ItemFeatures(*(torch.zeros(len(rows_N), self.width, device=device) for _ in range(2)))
+        return self(tokens_NW, None if visual_raw_NV is None else visual_raw_NV.to(device), domain=items.domain)
 
     def _story_title(self, tokens_NW: Tensor) -> Tensor:
         """Pool by attention with one weight per word and dimension. Paper: Eq. 2-4.

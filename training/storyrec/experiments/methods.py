@@ -1,0 +1,153 @@
+"""Every method and ablation that an experiment compares, by name.
+
+Paper: Sec. IV-A (methods of Table IV), IV-E (rows of Table VI), and ablations beyond it.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from storyrec.models.aden import Aden
+from storyrec.models.click_model import BOTH_DOMAINS, Ranker
+from storyrec.models.extractors import BOTH_MODALITIES, Modality
+from storyrec.models.mf import MatrixFactorization
+from storyrec.schema import Domain
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What rankers are built from.
+
+    Attributes:
+        width: d of the item features.
+        num_heads: attention heads; divides `width`.
+        num_time_blocks: blocks before everything counts as older.
+        sequence_length: the most clicks of a sequence.
+        head_widths: hidden layers of the common head.
+        dropout: share that is dropped in training.
+        num_users: users with training instances.
+        num_categories: categories; rows 1 to `num_categories` of a table, 0 = none.
+    """
+
+    width: int
+    num_heads: int
+    num_time_blocks: int
+    sequence_length: int
+    head_widths: tuple[int, ...]
+    dropout: float
+    num_users: int
+    num_categories: int
+
+
+Settings = Mapping[str, Mapping[str, Any]]
+"""Settings by section of the configuration."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """A row of a table.
+
+    Attributes:
+        name: in tables, files and settings; unique.
+        group: the rows it stands among.
+        build: makes its ranker, initialised from torch's present random state.
+        pretraining: whose extractors it starts from, a key of `PRETRAININGS`; None: fresh ones.
+        modalities: what item features are summed from.
+        tuned_as: the method whose tuned learning rate, L2 and epochs it takes; its own where empty.
+        settings: what it sets otherwise, by section of the configuration.
+    """
+
+    name: str
+    group: str
+    build: Callable[[Sizes], Ranker]
+    pretraining: str | None = None
+    modalities: frozenset[Modality] = BOTH_MODALITIES
+    tuned_as: str = ""
+    settings: Settings = field(default_factory=dict)
+
+
+PRETRAININGS: Mapping[str, Settings] = {
+    "DUAL": {},
+    "DUAL without adversary": {"dual": {"adversary": False}},
+    "DUAL with InfoNCE": {"dual": {"contrast": "infonce"}},
+    "DUAL with squared distance": {"dual": {"squared_distance": True}},
+    "DUAL without word positions": {"model": {"word_positions": False}},
+}
+"""Ways of pre-training, and what each sets otherwise."""
+
+
+def aden(*, reads: frozenset[Domain] = BOTH_DOMAINS, gated: bool = False) -> Callable[[Sizes], Ranker]:
+    """ADEN on both domains or one, with or without a gate."""
+    return lambda sizes: Aden(
+        width=sizes.width,
+        num_heads=sizes.num_heads,
+        num_time_blocks=sizes.num_time_blocks,
+        head_widths=sizes.head_widths,
+        dropout=sizes.dropout,
+        reads=reads,
+        gated=gated,
+    )
+
+
+ADAPT = Method("ADAPT", "cross-domain", aden(), pretraining="DUAL")
+WITHOUT_DUAL = Method("ADAPT w/o DUAL", "cross-domain", aden())
+
+TABLE_4: tuple[Method, ...] = (
+    Method("MF", "single-domain", lambda s: MatrixFactorization(num_users=s.num_users, width=s.width)),
+    ADAPT,
+)
+"""Sec. IV-D, in the paper's order."""
+
+_SINGLE = {"storytelling": frozenset({Domain.STORY}), "product": frozenset({Domain.PRODUCT})}
+_MODALITIES = {
+    "V": frozenset({Modality.VISUAL}),
+    "T": frozenset({Modality.TEXTUAL}),
+    "V+T": BOTH_MODALITIES,
+}
+TABLE_6: tuple[Method, ...] = (
+    *(
+        Method(
+            f"{letters} ({name})",
+            f"{name} domain",
+            aden(reads=reads),
+            modalities=modalities,
+            tuned_as=WITHOUT_DUAL.name,
+        )
+        for name, reads in _SINGLE.items()
+        for letters, modalities in _MODALITIES.items()
+    ),
+    *(
+        Method(
+            f"{letters} {'w.' if pretraining else 'w/o'} DUAL",
+            "cross-domain",
+            aden(),
+            pretraining=pretraining,
+            modalities=_MODALITIES[letters],
+            tuned_as=ADAPT.name if pretraining else WITHOUT_DUAL.name,
+        )
+        for letters in ("V", "T")
+        for pretraining in (None, "DUAL")
+    ),
+    WITHOUT_DUAL,
+    ADAPT,
+)
+"""Sec. IV-E, in the paper's order."""
+
+BEYOND: tuple[Method, ...] = (
+    ADAPT,
+    Method("domain gating", "beyond the paper", aden(gated=True), pretraining="DUAL", tuned_as=ADAPT.name),
+    *(
+        Method(name, "beyond the paper", aden(), pretraining=name, tuned_as=ADAPT.name, settings=settings)
+        for name, settings in PRETRAININGS.items()
+        if name != "DUAL"
+    ),
+    Method(
+        "frozen extractors",
+        "beyond the paper",
+        aden(),
+        pretraining="DUAL",
+        tuned_as=ADAPT.name,
+        settings={"aden": {"freeze_extractors": True}},
+    ),
+)
+"""Switches of ADAPT itself."""

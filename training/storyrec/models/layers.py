@@ -1,0 +1,54 @@
+"""Parts that several rankers share."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from storyrec.models.dropout import Dropout
+
+
+def time_block_table(num_time_blocks: int, *, width: int) -> nn.Embedding:
+    """A vector per time block; row 0 = padding (stays zero), the last row = older. Paper: Sec. III-C, T."""
+    table = nn.Embedding(num_time_blocks + 2, width, padding_idx=0)
+    with torch.no_grad():
+        table.weight.normal_(std=0.02)
+        table.weight[0] = 0.0
+    return table
+
+
+def click_head(width: int, *, head_widths: Sequence[int], dropout: float) -> nn.Sequential:
+    """The layers from a concatenation of representations [B, width] to a logit [B, 1]. Paper: Sec. IV-B."""
+    layers: list[nn.Module] = []
+    for hidden in head_widths:
+        layers += [nn.Linear(width, hidden), nn.ReLU(), Dropout(dropout)]
+        width = hidden
+    return nn.Sequential(*layers, nn.Linear(width, 1))
+
+
+class UserTable(nn.Module):
+    """A vector per user; row 0 is the unknown user, who has no training instances.
+
+    In training a few impressions, drawn at random, are taken for the unknown user's, so that her vector
+    becomes that of a user of whom nothing is known.
+
+    Args:
+        num_users: known users, rows 1 to `num_users`.
+        width: of a vector.
+        unknown_share: of the impressions taken for the unknown user's.
+    """
+
+    def __init__(self, num_users: int, *, width: int, unknown_share: float = 0.1) -> None:
+        super().__init__()
+        self.vectors = nn.Embedding(num_users + 1, width)
+        self.unknown_share = unknown_share
+        with torch.no_grad():
+            self.vectors.weight.normal_(std=0.05)
+
+    def forward(self, rows_B: Tensor) -> Tensor:
+        """Vectors of these rows, [B, width]."""
+        if self.training:
+            unknown_B = torch.rand(rows_B.shape, device=rows_B.device) < self.unknown_share
+            rows_B = rows_B.masked_fill(unknown_B, 0)
+        vectors_BD: Tensor = self.vectors(rows_B)
+        return vectors_BD
