@@ -9,8 +9,11 @@ from typing import Any
 
 from storyrec.models.aden import Aden
 from storyrec.models.click_model import BOTH_DOMAINS, Ranker
+from storyrec.models.din import DeepInterestNetwork
 from storyrec.models.extractors import BOTH_MODALITIES, Modality
 from storyrec.models.mf import MatrixFactorization
+from storyrec.models.ncf import NeuralCollaborativeFiltering
+from storyrec.models.youtubenet import YouTubeNet
 from storyrec.schema import Domain
 
 
@@ -89,14 +92,46 @@ def aden(*, reads: frozenset[Domain] = BOTH_DOMAINS, gated: bool = False) -> Cal
     )
 
 
+def din(*, normalized: bool) -> Callable[[Sizes], Ranker]:
+    """DIN with its weights normalised or not."""
+    return lambda sizes: DeepInterestNetwork(
+        width=sizes.width,
+        num_time_blocks=sizes.num_time_blocks,
+        attention_widths=(80, 40),
+        head_widths=sizes.head_widths,
+        dropout=sizes.dropout,
+        normalized=normalized,
+    )
+
+
 ADAPT = Method("ADAPT", "cross-domain", aden(), pretraining="DUAL")
 WITHOUT_DUAL = Method("ADAPT w/o DUAL", "cross-domain", aden())
 
 TABLE_4: tuple[Method, ...] = (
     Method("MF", "single-domain", lambda s: MatrixFactorization(num_users=s.num_users, width=s.width)),
+    Method(
+        "NCF",
+        "single-domain",
+        lambda s: NeuralCollaborativeFiltering(
+            num_users=s.num_users, width=s.width, head_widths=s.head_widths, dropout=s.dropout
+        ),
+    ),
+    Method(
+        "YouTubeNet",
+        "single-domain",
+        lambda s: YouTubeNet(
+            width=s.width, num_time_blocks=s.num_time_blocks, head_widths=s.head_widths, dropout=s.dropout
+        ),
+    ),
+    Method("DIN", "single-domain", din(normalized=True)),
     ADAPT,
 )
 """Sec. IV-D, in the paper's order."""
+
+ORIGINALS: tuple[Method, ...] = (
+    Method("DIN (original)", "as in the original papers", din(normalized=False), tuned_as="DIN"),
+)
+"""Methods of Table IV as their own papers have them, where the table's versions differ."""
 
 _SINGLE = {"storytelling": frozenset({Domain.STORY}), "product": frozenset({Domain.PRODUCT})}
 _MODALITIES = {

@@ -52,3 +52,36 @@ class UserTable(nn.Module):
             rows_B = rows_B.masked_fill(unknown_B, 0)
         vectors_BD: Tensor = self.vectors(rows_B)
         return vectors_BD
+
+
+def cut_sequence(items_BLD: Tensor, blocks_BL: Tensor) -> tuple[Tensor, Tensor]:
+    """The same sequences without the columns that are padding in every row, zero at what padding is left.
+
+    Args:
+        items_BLD: item features, any finite or infinite value at padding.
+        blocks_BL: time blocks, integers; 0 marks padding, which is on the right.
+
+    Returns:
+        Items and blocks, at least one column of them.
+    """
+    num_columns = max(1, int((blocks_BL > 0).any(dim=0).sum()))
+    items_BLD, blocks_BL = items_BLD[:, :num_columns], blocks_BL[:, :num_columns]
+    return items_BLD.masked_fill((blocks_BL == 0).unsqueeze(-1), 0.0), blocks_BL
+
+
+def masked_mean(values_BLD: Tensor, mask_BL: Tensor) -> Tensor:
+    """The mean over the real positions, [B, D]; zero where there is none."""
+    weights_BL = mask_BL / mask_BL.sum(dim=1, keepdim=True).clamp(min=1)
+    return torch.matmul(weights_BL.to(values_BLD.dtype).unsqueeze(1), values_BLD).squeeze(1)
+
+
+def masked_softmax(scores: Tensor, mask: Tensor, *, dim: int) -> Tensor:
+    """Softmax over the real positions of a dimension, zero at the others; all zero where none is real.
+
+    Args:
+        scores: any finite values at padding.
+        mask: True at real positions, of a shape that broadcasts to that of the scores.
+        dim: the dimension that is summed to 1.
+    """
+    # a finite floor: without a real position the weights are equal here, not NaN, and zero below
+    return torch.softmax(scores.masked_fill(~mask, torch.finfo(scores.dtype).min), dim=dim) * mask
