@@ -34,11 +34,24 @@ class TargetAttention(nn.Module):
     def forward(self, target_BD: Tensor, sequence_BLD: Tensor, mask_BL: Tensor) -> Tensor:
         """The user representation [B, D]; zero where the whole sequence is padding."""
         num_heads, head_width = self.num_heads, self.head_width
+        value_HDE = self.value.weight.view(num_heads, head_width, -1).transpose(1, 2)
+        value_bias_HE = self.value.bias.view(num_heads, head_width)
+        weights_BHL = self.dropout(self.weights(target_BD, sequence_BLD, mask_BL))
+
+        pooled_HBD = torch.matmul(weights_BHL, sequence_BLD).transpose(0, 1)
+        user_BHE = torch.bmm(pooled_HBD, value_HDE).transpose(0, 1)
+        user_BHE = user_BHE + weights_BHL.sum(dim=-1, keepdim=True) * value_bias_HE
+        return user_BHE.flatten(1)
+
+    def weights(self, target_BD: Tensor, sequence_BLD: Tensor, mask_BL: Tensor) -> Tensor:
+        """How much each head attends to each item, [B, H, L]: they sum to 1 over real positions, 0 at padding.
+
+        Paper: Eq. 10.
+        """
+        num_heads, head_width = self.num_heads, self.head_width
         query_HBE = self.query(target_BD).view(-1, num_heads, head_width).transpose(0, 1)
         key_HED = self.key.weight.view(num_heads, head_width, -1)
         key_bias_HE1 = self.key.bias.view(num_heads, head_width, 1)
-        value_HDE = self.value.weight.view(num_heads, head_width, -1).transpose(1, 2)
-        value_bias_HE = self.value.bias.view(num_heads, head_width)
 
         folded_BHD = torch.bmm(query_HBE, key_HED).transpose(0, 1)
         offset_BH1 = torch.bmm(query_HBE, key_bias_HE1).transpose(0, 1)
@@ -46,13 +59,7 @@ class TargetAttention(nn.Module):
         mask_B1L = mask_BL.unsqueeze(1)
         # a finite floor: an empty sequence gets equal weights here, not NaN, and zeros below
         scores_BHL = scores_BHL.masked_fill(~mask_B1L, torch.finfo(scores_BHL.dtype).min)
-        weights_BHL = torch.softmax(scores_BHL, dim=-1) * mask_B1L
-        weights_BHL = self.dropout(weights_BHL)
-
-        pooled_HBD = torch.matmul(weights_BHL, sequence_BLD).transpose(0, 1)
-        user_BHE = torch.bmm(pooled_HBD, value_HDE).transpose(0, 1)
-        user_BHE = user_BHE + weights_BHL.sum(dim=-1, keepdim=True) * value_bias_HE
-        return user_BHE.flatten(1)
+        return torch.softmax(scores_BHL, dim=-1) * mask_B1L
 
 
 class Aden(Ranker):
@@ -107,11 +114,22 @@ class Aden(Ranker):
 
     def users(self, features: Features) -> list[Tensor]:
         """The user as each domain that counts sees her, [B, D] each, the story domain first. Paper: Eq. 9."""
-        return [
-            attention(features.target_BD, items_BLD + self.time_blocks(blocks_BL), blocks_BL > 0)
-            for attention, items_BLD, blocks_BL in (
-                (self.story_attention, features.story_BSD, features.story_blocks_BS),
-                (self.product_attention, features.product_BPD, features.product_blocks_BP),
-            )
+        return [attention(*inputs) for attention, inputs in self._attentions(features).values()]
+
+    def attention_weights(self, features: Features) -> dict[Domain, Tensor]:
+        """How much each head attends to each click, [B, H, L], of the domains that count. Paper: Eq. 10, Fig. 6."""
+        return {
+            domain: attention.weights(*inputs) for domain, (attention, inputs) in self._attentions(features).items()
+        }
+
+    def _attentions(self, features: Features) -> dict[Domain, tuple[TargetAttention, tuple[Tensor, Tensor, Tensor]]]:
+        """Each domain's attention with the target, the timed items and the mask that it reads."""
+        domains = (
+            (Domain.STORY, self.story_attention, features.story_BSD, features.story_blocks_BS),
+            (Domain.PRODUCT, self.product_attention, features.product_BPD, features.product_blocks_BP),
+        )
+        return {
+            domain: (attention, (features.target_BD, items_BLD + self.time_blocks(blocks_BL), blocks_BL > 0))
+            for domain, attention, items_BLD, blocks_BL in domains
             if attention is not None
-        ]
+        }
