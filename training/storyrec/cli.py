@@ -118,6 +118,22 @@ def amazon(
     )
 
 
+@import_app.command()
+def srd(
+    source: Annotated[
+        Path, typer.Argument(metavar="DIR", help="Folder of SRD-1_*_data.txt or SRD-2_*_data.txt, plain or .gz.")
+    ],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Data root to write.")],
+    vocabulary: Annotated[
+        Path | None, typer.Option(help="BERT vocabulary of the token ids; none: DIR/vocab.txt.", show_default=False)
+    ] = None,
+) -> None:
+    """Turn the published SRD-1 or SRD-2 files into the log contract."""
+    from storyrec.logs.srd import import_srd
+
+    _print_json(import_srd(source=source, out=out, vocabulary=vocabulary))
+
+
 @app.command()
 def catch_up(day: DayOption, config: ConfigOption = None) -> None:
     """Validate the days before DAY that have not been validated yet."""
