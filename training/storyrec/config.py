@@ -6,9 +6,10 @@ where it is another. Library code takes numbers, never this object: the steps un
 
 import json
 import tomllib
+from collections.abc import Mapping
 from datetime import date
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -247,6 +248,18 @@ def config_from_json(text: str) -> Config:
     """The inverse of `Config.model_dump_json()`: how a pipeline hands its settings to a step."""
 
     return _validated(json.loads(text), where="the resolved settings")
+
+
+def update_config(config: Config, settings: Mapping[str, Mapping[str, Any]]) -> Config:
+    """The same settings but for some, by section and name.
+
+    Raises:
+        ConfigError: a key is unknown or has a wrong value.
+    """
+    sections = config.model_dump(mode="json")
+    for section, values in settings.items():
+        sections[section] = sections.get(section, {}) | dict(values)
+    return _validated(sections, where="the settings of an experiment")
 
 
 def save_config(config: Config, path: Path) -> None:

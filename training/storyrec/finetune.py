@@ -19,7 +19,7 @@ from storyrec.data.batches import Batch, make_batch, user_batches
 from storyrec.data.dataset import Dataset
 from storyrec.data.instances import Instances
 from storyrec.errors import DataError, ModelError
-from storyrec.loop import Judgement, Moment, fitted_batch_size, train, training_device
+from storyrec.loop import Judgement, Moment, Trained, fitted_batch_size, train, training_device
 from storyrec.metrics import per_user_auc
 from storyrec.models.aden import Aden
 from storyrec.models.click_model import ClickModel
@@ -63,7 +63,6 @@ def finetune_aden(
             where=str(dataset),
             remedy="raise windows.training_days or windows.validation_share",
         )
-    settings = config.aden
     with training_device() as device:
         model = build_aden(config, num_words=data.vocabulary.size)
         load_extractors(model, dual / DUAL_WEIGHTS)
@@ -76,35 +75,15 @@ def finetune_aden(
             block_hours=data.windows.block_hours,
         )
         stories, products = raw_items(data, max_words=config.features.max_title_words)
-        key = run_key(
-            "finetune_aden",
-            model=model,
-            settings={
-                "dataset": data.digest,
-                "aden": settings.model_dump(mode="json"),
-                "model": config.model.model_dump(mode="json"),
-                "max_title_words": config.features.max_title_words,
-                "sequence_length": config.features.sequence_length,
-                "champion": start.champion,
-            },
-        )
-        model.extractors.requires_grad_(not settings.freeze_extractors)
-        model.to(device)
-        stage = ClickStage(
-            model,
+        trained, stage = train_click_model(
+            model.to(device),
+            name="finetune_aden",
+            config=config,
             data=data,
             stories=stories,
             products=products,
-            batch_size=fitted_batch_size(len(data.train), largest=settings.batch_size),
-            sequence_length=config.features.sequence_length,
-            num_time_blocks=config.model.num_time_blocks,
-        )
-        trained = train(
-            model,
-            name="finetune_aden",
-            stage=stage,
-            schedule=read_schedule(settings, keep_start=start.champion),
-            store=CheckpointStore(checkpoints, key=key),
+            keep_start=start.champion,
+            checkpoints=checkpoints,
         )
     report = {
         "step": "finetune_aden",
@@ -117,6 +96,63 @@ def finetune_aden(
     with write_folder(out) as folder:
         write_file(folder / ADEN_WEIGHTS, safetensors.torch.save(model.cpu().state_dict()))
         write_file(folder / TRAINING_REPORT, json.dumps(report, indent=1).encode())
+
+
+def train_click_model(
+    model: ClickModel,
+    *,
+    name: str,
+    config: Config,
+    data: Dataset,
+    stories: RawItems,
+    products: RawItems,
+    keep_start: bool,
+    checkpoints: Storage,
+) -> tuple[Trained, "ClickStage"]:
+    """Train any click model on a dataset; the model ends with the weights of its best epoch.
+
+    Args:
+        model: with its initial weights, on its device.
+        name: of the step, for progress and checkpoints.
+        config: sections `model`, `features` and `aden`.
+        data, stories, products: the dataset and what extractors read of its catalogs.
+        keep_start: the initial weights may win.
+        checkpoints: where a killed run is resumed from.
+
+    Raises:
+        ModelError: the training diverged.
+    """
+    settings = config.aden
+    key = run_key(
+        name,
+        model=model,
+        settings={
+            "dataset": data.digest,
+            "aden": settings.model_dump(mode="json"),
+            "model": config.model.model_dump(mode="json"),
+            "max_title_words": config.features.max_title_words,
+            "sequence_length": config.features.sequence_length,
+            "champion": keep_start,
+        },
+    )
+    model.extractors.requires_grad_(not settings.freeze_extractors)
+    stage = ClickStage(
+        model,
+        data=data,
+        stories=stories,
+        products=products,
+        batch_size=fitted_batch_size(len(data.train), largest=settings.batch_size),
+        sequence_length=config.features.sequence_length,
+        num_time_blocks=config.model.num_time_blocks,
+    )
+    trained = train(
+        model,
+        name=name,
+        stage=stage,
+        schedule=read_schedule(settings, keep_start=keep_start),
+        store=CheckpointStore(checkpoints, key=key),
+    )
+    return trained, stage
 
 
 def build_aden(config: Config, *, num_words: int) -> ClickModel:

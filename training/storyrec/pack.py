@@ -87,7 +87,7 @@ def pack_bundle(config: Config, *, dataset: Path, dual: Path, aden: Path, out: P
             progress.advance()
 
 
-def calibration_offset(logits_B: Floats, clicked_B: Booleans) -> float:
+def calibration_offset(logits_B: npt.NDArray[np.floating], clicked_B: Booleans) -> float:
     """What to add to all logits so that the mean click probability equals the click rate.
 
     Training keeps as many non-clicks as clicks, so its probabilities are too high for the natural

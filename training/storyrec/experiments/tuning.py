@@ -1,0 +1,111 @@
+"""Learning rate, L2 and epochs of every method, searched with one budget on a marketplace of its own.
+
+Each trial trains on the training part and is judged by the best per-user AUC on the validation part; the
+held-out days are never looked at. The winners stand in tuned.toml, which the experiments read.
+Paper: Sec. IV-B.
+"""
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import optuna
+import tomli_w
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+
+from storyrec.config import Config, update_config
+from storyrec.errors import ModelError
+from storyrec.experiments.fit import check_dataset, open_dataset, slug, start_model
+from storyrec.experiments.methods import Method
+from storyrec.finetune import train_click_model
+from storyrec.loop import training_device
+from storyrec.storage import FolderStorage, write_file
+
+TUNED = Path(__file__).with_name("tuned.toml")
+
+LEARNING_RATES = (3e-4, 1e-2)
+WEIGHT_DECAYS = tuple(10.0**power for power in range(-7, 1))  # the paper's range
+EPOCHS = (2, 4, 6)
+
+
+def tuned(method: Method) -> Mapping[str, Any]:
+    """The tuned settings of a method's section `aden`; empty before it was tuned."""
+    values: dict[str, dict[str, Any]] = tomllib.loads(TUNED.read_text(encoding="utf-8"))
+    return values.get(method.tuned_as or method.name, {})
+
+
+def tune(method: Method, *, root: Path, config: Config, dataset: Path, num_trials: int) -> None:
+    """Search a method's settings; a search that was cut off goes on.
+
+    The first trial is the method's present tuned values, or the defaults, so a search never ends below them.
+
+    Args:
+        method: which; where it starts from pre-trained extractors, those of seed 0 must be in `root`.
+        root: folder of the search.
+        config: everything else.
+        dataset: folder that `build_dataset` wrote.
+        num_trials: trainings in all.
+    """
+    folder = root / "tuning" / slug(method.name)
+    folder.mkdir(parents=True, exist_ok=True)
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = optuna.create_study(
+        study_name=method.name,
+        storage=JournalStorage(JournalFileBackend(str(folder / "journal.log"))),
+        direction="maximize",
+        load_if_exists=True,
+        sampler=optuna.samplers.TPESampler(seed=len(method.name), n_startup_trials=4),
+    )
+    if not study.trials:
+        defaults = {name: getattr(config.aden, name) for name in ("learning_rate", "weight_decay", "max_epochs")}
+        study.enqueue_trial(defaults | dict(tuned(method)))
+
+    def judge(trial: optuna.Trial) -> float:
+        settings = {
+            "learning_rate": trial.suggest_float("learning_rate", *LEARNING_RATES, log=True),
+            "weight_decay": trial.suggest_categorical("weight_decay", WEIGHT_DECAYS),
+            "max_epochs": trial.suggest_categorical("max_epochs", EPOCHS),
+        }
+        return _validation_auc(method, root=root, config=update_config(config, {"aden": settings}), dataset=dataset)
+
+    done = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED)
+    study.optimize(judge, n_trials=max(0, num_trials - len(study.get_trials(states=done))))
+
+
+def write_tuned(methods: Sequence[Method], *, root: Path, out: Path) -> None:
+    """Write the winners of finished searches as TOML; methods that were not searched keep their present values."""
+    values = dict(tomllib.loads(TUNED.read_text(encoding="utf-8")))
+    for method in methods:
+        journal = root / "tuning" / slug(method.name) / "journal.log"
+        if journal.exists():
+            study = optuna.load_study(
+                study_name=method.name,
+                storage=JournalStorage(JournalFileBackend(str(journal))),
+            )
+            values[method.name] = dict(study.best_params)
+    write_file(out, tomli_w.dumps(values).encode())
+
+
+def _validation_auc(method: Method, *, root: Path, config: Config, dataset: Path) -> float:
+    """The best per-user AUC of a training on the validation part; a training that diverged is pruned."""
+    config = update_config(update_config(config, method.settings), {"aden": {"seed": 0}})
+    data, stories, products = open_dataset(dataset, max_words=config.features.max_title_words)
+    check_dataset(data, stories=stories, products=products, method=method, config=config, where=dataset)
+    with training_device() as device:
+        model = start_model(method, root=root, config=config, data=data, products=products, seed=0)
+        try:
+            trained, _ = train_click_model(
+                model.to(device),
+                name=slug(method.name),
+                config=config,
+                data=data,
+                stories=stories,
+                products=products,
+                keep_start=False,
+                checkpoints=FolderStorage(root / "checkpoints"),
+            )
+        except ModelError as error:
+            raise optuna.TrialPruned(error.found) from error
+    return trained.best_value
