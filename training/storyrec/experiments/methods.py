@@ -8,7 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from storyrec.models.aden import Aden
+from storyrec.models.bst import BehaviorSequenceTransformer
 from storyrec.models.click_model import BOTH_DOMAINS, Ranker
+from storyrec.models.dien import DeepInterestEvolution
 from storyrec.models.din import DeepInterestNetwork
 from storyrec.models.extractors import BOTH_MODALITIES, Modality
 from storyrec.models.mf import MatrixFactorization
@@ -104,6 +106,30 @@ def din(*, normalized: bool) -> Callable[[Sizes], Ranker]:
     )
 
 
+def dien(*, auxiliary: bool) -> Callable[[Sizes], Ranker]:
+    """DIEN with its auxiliary loss or without."""
+    return lambda sizes: DeepInterestEvolution(
+        width=sizes.width,
+        num_time_blocks=sizes.num_time_blocks,
+        head_widths=sizes.head_widths,
+        dropout=sizes.dropout,
+        auxiliary=auxiliary,
+    )
+
+
+def bst(*, appended: bool) -> Callable[[Sizes], Ranker]:
+    """BST with the target in the sequence or not."""
+    return lambda sizes: BehaviorSequenceTransformer(
+        width=sizes.width,
+        num_heads=8,
+        hidden_width=4 * sizes.width,
+        num_time_blocks=sizes.num_time_blocks,
+        head_widths=sizes.head_widths,
+        dropout=sizes.dropout,
+        appended=appended,
+    )
+
+
 ADAPT = Method("ADAPT", "cross-domain", aden(), pretraining="DUAL")
 WITHOUT_DUAL = Method("ADAPT w/o DUAL", "cross-domain", aden())
 
@@ -124,12 +150,16 @@ TABLE_4: tuple[Method, ...] = (
         ),
     ),
     Method("DIN", "single-domain", din(normalized=True)),
+    Method("DIEN", "single-domain", dien(auxiliary=False)),
+    Method("BST", "single-domain", bst(appended=False)),
     ADAPT,
 )
 """Sec. IV-D, in the paper's order."""
 
 ORIGINALS: tuple[Method, ...] = (
     Method("DIN (original)", "as in the original papers", din(normalized=False), tuned_as="DIN"),
+    Method("DIEN (original)", "as in the original papers", dien(auxiliary=True), tuned_as="DIEN"),
+    Method("BST (original)", "as in the original papers", bst(appended=True), tuned_as="BST"),
 )
 """Methods of Table IV as their own papers have them, where the table's versions differ."""
 

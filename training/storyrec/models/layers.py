@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from storyrec.models.dropout import Dropout
@@ -85,3 +86,39 @@ def masked_softmax(scores: Tensor, mask: Tensor, *, dim: int) -> Tensor:
     """
     # a finite floor: without a real position the weights are equal here, not NaN, and zero below
     return torch.softmax(scores.masked_fill(~mask, torch.finfo(scores.dtype).min), dim=dim) * mask
+
+
+class TransformerBlock(nn.Module):
+    """Multi-head self-attention and two layers per position, each with a residual and normalised after it.
+
+    Args:
+        width: of an item, a multiple of `num_heads`.
+        num_heads: attention heads.
+        hidden_width: of the layers per position.
+        dropout: share of what each residual adds that is dropped in training.
+    """
+
+    def __init__(self, *, width: int, num_heads: int, hidden_width: int, dropout: float) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.projections = nn.Linear(width, 3 * width)
+        self.output = nn.Linear(width, width)
+        self.attention_norm = nn.LayerNorm(width)
+        self.positions = nn.Sequential(nn.Linear(width, hidden_width), nn.LeakyReLU(), nn.Linear(hidden_width, width))
+        self.positions_norm = nn.LayerNorm(width)
+        self.dropout = Dropout(dropout)
+
+    def forward(self, sequence_BLD: Tensor, mask_BL: Tensor) -> Tensor:
+        """The sequence after the block, [B, L, D]; any finite value at padding."""
+        heads_BLHE = (*sequence_BLD.shape[:2], self.num_heads, -1)
+        query_BHLE, key_BHLE, value_BHLE = (
+            part_BLD.reshape(heads_BLHE).transpose(1, 2) for part_BLD in self.projections(sequence_BLD).chunk(3, dim=-1)
+        )
+        # a row without a real position attends to its padding: no NaN
+        attended_BL = mask_BL | ~mask_BL.any(dim=1, keepdim=True)
+        mixed_BHLE = F.scaled_dot_product_attention(
+            query_BHLE, key_BHLE, value_BHLE, attn_mask=attended_BL[:, None, None]
+        )
+        mixed_BLD = self.output(mixed_BHLE.transpose(1, 2).flatten(2))
+        sequence_BLD = self.attention_norm(sequence_BLD + self.dropout(mixed_BLD))
+        return self.positions_norm(sequence_BLD + self.dropout(self.positions(sequence_BLD)))
