@@ -122,3 +122,9 @@ class TransformerBlock(nn.Module):
         mixed_BLD = self.output(mixed_BHLE.transpose(1, 2).flatten(2))
         sequence_BLD = self.attention_norm(sequence_BLD + self.dropout(mixed_BLD))
         return self.positions_norm(sequence_BLD + self.dropout(self.positions(sequence_BLD)))
+
+
+def nth_vectors(values_BLD: Tensor, numbers_BN: Tensor) -> Tensor:
+    """Some vectors of each row by their number, counted from 1, [B, N, D]; zero for the number 0."""
+    values_BLD = F.pad(values_BLD, (0, 0, 1, 0))
+    return values_BLD.gather(1, numbers_BN.unsqueeze(-1).expand(-1, -1, values_BLD.shape[-1]))
