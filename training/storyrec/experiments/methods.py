@@ -10,11 +10,16 @@ from typing import Any
 from storyrec.models.aden import Aden
 from storyrec.models.bst import BehaviorSequenceTransformer
 from storyrec.models.click_model import BOTH_DOMAINS, Ranker
+from storyrec.models.cmf import CollectiveMatrixFactorization
+from storyrec.models.conet import CollaborativeCrossNetwork
+from storyrec.models.cross_bst import CrossDomainTransformer
 from storyrec.models.dien import DeepInterestEvolution
 from storyrec.models.din import DeepInterestNetwork
 from storyrec.models.extractors import BOTH_MODALITIES, Modality
 from storyrec.models.mf import MatrixFactorization
 from storyrec.models.ncf import NeuralCollaborativeFiltering
+from storyrec.models.pi_net import ParallelInformationSharing
+from storyrec.models.thacil import Thacil
 from storyrec.models.youtubenet import YouTubeNet
 from storyrec.schema import Domain
 
@@ -149,9 +154,49 @@ TABLE_4: tuple[Method, ...] = (
             width=s.width, num_time_blocks=s.num_time_blocks, head_widths=s.head_widths, dropout=s.dropout
         ),
     ),
+    Method(
+        "THACIL",
+        "single-domain",
+        lambda s: Thacil(
+            width=s.width,
+            num_heads=s.num_heads,
+            block_length=5,
+            num_categories=s.num_categories,
+            num_time_blocks=s.num_time_blocks,
+            head_widths=s.head_widths,
+            dropout=s.dropout,
+        ),
+    ),
     Method("DIN", "single-domain", din(normalized=True)),
     Method("DIEN", "single-domain", dien(auxiliary=False)),
     Method("BST", "single-domain", bst(appended=False)),
+    Method("CMF", "cross-domain", lambda s: CollectiveMatrixFactorization(num_users=s.num_users, width=s.width)),
+    Method(
+        "CoNet",
+        "cross-domain",
+        lambda s: CollaborativeCrossNetwork(
+            num_users=s.num_users, width=s.width, tower_widths=s.head_widths, dropout=s.dropout
+        ),
+    ),
+    Method(
+        "Cross-BST",
+        "cross-domain",
+        lambda s: CrossDomainTransformer(
+            width=s.width,
+            num_heads=8,
+            hidden_width=4 * s.width,
+            num_time_blocks=s.num_time_blocks,
+            head_widths=s.head_widths,
+            dropout=s.dropout,
+        ),
+    ),
+    Method(
+        "pi-Net",
+        "cross-domain",
+        lambda s: ParallelInformationSharing(
+            width=s.width, num_time_blocks=s.num_time_blocks, head_widths=s.head_widths, dropout=s.dropout
+        ),
+    ),
     ADAPT,
 )
 """Sec. IV-D, in the paper's order."""
@@ -216,3 +261,6 @@ BEYOND: tuple[Method, ...] = (
     ),
 )
 """Switches of ADAPT itself."""
+
+METHODS: Mapping[str, Method] = {method.name: method for method in (*TABLE_4, *ORIGINALS, *TABLE_6, *BEYOND)}
+"""All of them, by name."""

@@ -30,7 +30,7 @@ class NeuralCollaborativeFiltering(Ranker):
         super().__init__()
         self.users = UserTable(num_users, width=width)
         # the common head without its logit
-        self.deep: nn.Sequential = click_head(2 * width, head_widths=head_widths, dropout=dropout)[:-1]
+        self.deep = nn.Sequential(*list(click_head(2 * width, head_widths=head_widths, dropout=dropout))[:-1])
         self.head = click_head(width + head_widths[-1], head_widths=(width,), dropout=dropout)
 
     def forward(self, features: Features) -> Tensor:
