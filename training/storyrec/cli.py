@@ -17,6 +17,7 @@ from rich.console import Console
 
 from storyrec.config import Config, load_config, parse_day
 from storyrec.errors import EXIT_CODE, ConfigError, StoryrecError
+from storyrec.experiments.commands import experiment_app
 
 if TYPE_CHECKING:
     from storyrec.storage import Storage
@@ -32,6 +33,7 @@ import_app = typer.Typer(help="Turn other formats into the log contract.", no_ar
 quarantine_app = typer.Typer(help="Look at rejected rows and put corrected ones back.", no_args_is_help=True)
 registry_app = typer.Typer(help="Look at what is deployed; go back to the model before.", no_args_is_help=True)
 features_app = typer.Typer(help="Look into the feature store.", no_args_is_help=True)
+app.add_typer(experiment_app, name="experiment")
 app.add_typer(import_app, name="import")
 app.add_typer(quarantine_app, name="quarantine")
 app.add_typer(registry_app, name="registry")
@@ -386,6 +388,35 @@ def match(
     from storyrec.examples import match_product, print_matches
 
     print_matches(match_product(load_config(config), product_id=product, top=top), console=Console(highlight=False))
+
+
+@app.command()
+def explain(
+    out: OutOption,
+    dataset: Annotated[
+        Path | None,
+        typer.Option("--dataset", help="Folder that build-dataset wrote; none: made again.", show_default=False),
+    ] = None,
+    bundle: Annotated[
+        Path | None, typer.Option("--bundle", help="Bundle folder; none: the deployed one.", show_default=False)
+    ] = None,
+    user: Annotated[int | None, typer.Option("--user", help="User id, with --story.", show_default=False)] = None,
+    story: Annotated[int | None, typer.Option("--story", help="Story id, with --user.", show_default=False)] = None,
+    impression: Annotated[
+        int | None, typer.Option("--impression", help="Number of a held-out impression.", show_default=False)
+    ] = None,
+    config: ConfigOption = None,
+) -> None:
+    """Show which past clicks the model attended to in one held-out impression."""
+    from storyrec.explain import PAGE, explain
+
+    settings = load_config(config)
+    found = explain(
+        settings, dataset=dataset, bundle=bundle, user_id=user, story_id=story, impression=impression, out=out
+    )
+    outcome = "clicked" if found.clicked else "not clicked"
+    typer.echo(f"impression {found.impression}: {found.title}: {found.click_probability:.3f}, {outcome}")
+    typer.echo(str(out / PAGE))
 
 
 @app.command()

@@ -53,8 +53,8 @@ def evaluate_model(config: Config, *, dataset: Path, bundle: Path, champion: Pat
         challenger_B = score_instances(challenger, data, holdout, progress=progress)
         champion_B = score_instances(incumbent, data, holdout, progress=progress) if incumbent else None
 
-    popularity_B = _popularity(data)
-    truth_B = _truth(config, data)
+    popularity_B = popularity(data)
+    truth_B = true_probabilities(config, data)
     evaluation = {
         "day": data.day.isoformat(),
         "windows": dataclasses.asdict(data.windows),
@@ -126,13 +126,13 @@ def _figures(config: Config, instances: Instances) -> Callable[[Floats], dict[st
     )
 
 
-def _popularity(data: Dataset) -> Floats:
+def popularity(data: Dataset) -> Floats:
     """How often each target was clicked in the training impressions: what a model must beat, [B]."""
     clicks = data.train.story_rows_B[data.train.clicked_B]
     return np.bincount(clicks, minlength=len(data.stories.item_ids_N))[data.holdout.story_rows_B].astype(np.float64)
 
 
-def _truth(config: Config, data: Dataset) -> Floats | None:
+def true_probabilities(config: Config, data: Dataset) -> Floats | None:
     """The true click probability of each held-out impression, NaN where unknown; None without a truth."""
     if not config.locations.truth:
         return None

@@ -18,7 +18,7 @@ from scipy.special import expit
 from storyrec.config import Config, update_config
 from storyrec.data.dataset import Dataset
 from storyrec.errors import DataError
-from storyrec.experiments.methods import PRETRAININGS, Method, Sizes
+from storyrec.experiments.methods import METHODS, PRETRAININGS, Method, Sizes
 from storyrec.finetune import load_extractors, scorable_impressions, train_click_model
 from storyrec.loop import training_device
 from storyrec.metrics import summarize
@@ -62,11 +62,11 @@ def pretrain(name: str, *, root: Path, config: Config, dataset: Path, seed: int)
     )
 
 
-def fit(method: Method, *, root: Path, config: Config, dataset: Path, seed: int) -> None:
+def fit(name: str, *, root: Path, config: Config, dataset: Path, seed: int) -> None:
     """Train a method and write result.json, its click probabilities of the held-out impressions and its weights.
 
     Args:
-        method: which.
+        name: of the method, a key of `METHODS`.
         root: folder of the experiments; see `run_folder` and `pretrained_folder`.
         config: sections `model`, `features`, `aden` and `evaluation`, the method's tuned numbers among them.
         dataset: folder that `build_dataset` wrote.
@@ -76,6 +76,7 @@ def fit(method: Method, *, root: Path, config: Config, dataset: Path, seed: int)
         DataError: the dataset has nothing that this method could learn from or be judged by.
         ModelError: the training diverged, or the pre-trained extractors are missing.
     """
+    method = METHODS[name]
     config = update_config(update_config(config, method.settings), {"aden": {"seed": seed}})
     data, stories, products = open_dataset(dataset, max_words=config.features.max_title_words)
     check_dataset(data, stories=stories, products=products, method=method, config=config, where=dataset)

@@ -5,6 +5,7 @@ held-out days are never looked at. The winners stand in tuned.toml, which the ex
 Paper: Sec. IV-B.
 """
 
+import json
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,7 +19,7 @@ from optuna.storages.journal import JournalFileBackend
 from storyrec.config import Config, update_config
 from storyrec.errors import ModelError
 from storyrec.experiments.fit import check_dataset, open_dataset, slug, start_model
-from storyrec.experiments.methods import Method
+from storyrec.experiments.methods import METHODS, Method
 from storyrec.finetune import train_click_model
 from storyrec.loop import training_device
 from storyrec.storage import FolderStorage, write_file
@@ -36,19 +37,20 @@ def tuned(method: Method) -> Mapping[str, Any]:
     return values.get(method.tuned_as or method.name, {})
 
 
-def tune(method: Method, *, root: Path, config: Config, dataset: Path, num_trials: int) -> None:
+def tune(name: str, *, root: Path, config: Config, dataset: Path, num_trials: int) -> None:
     """Search a method's settings; a search that was cut off goes on.
 
     The first trial is the method's present tuned values, or the defaults, so a search never ends below them.
 
     Args:
-        method: which; where it starts from pre-trained extractors, those of seed 0 must be in `root`.
+        name: of the method, a key of `METHODS`; where it starts from pre-trained extractors, those of seed 0
+            must be in `root`.
         root: folder of the search.
         config: everything else.
         dataset: folder that `build_dataset` wrote.
         num_trials: trainings in all.
     """
-    folder = root / "tuning" / slug(method.name)
+    method, folder = METHODS[name], search_folder(root, name)
     folder.mkdir(parents=True, exist_ok=True)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(
@@ -72,13 +74,20 @@ def tune(method: Method, *, root: Path, config: Config, dataset: Path, num_trial
 
     done = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED)
     study.optimize(judge, n_trials=max(0, num_trials - len(study.get_trials(states=done))))
+    trials = [{"value": trial.value, **trial.params} for trial in study.get_trials(states=done)]
+    write_file(folder / f"{num_trials}-trials.json", json.dumps(trials, indent=1).encode())
+
+
+def search_folder(root: Path, name: str) -> Path:
+    """Where the search of a method is kept."""
+    return root / "tuning" / slug(name)
 
 
 def write_tuned(methods: Sequence[Method], *, root: Path, out: Path) -> None:
     """Write the winners of finished searches as TOML; methods that were not searched keep their present values."""
     values = dict(tomllib.loads(TUNED.read_text(encoding="utf-8")))
     for method in methods:
-        journal = root / "tuning" / slug(method.name) / "journal.log"
+        journal = search_folder(root, method.name) / "journal.log"
         if journal.exists():
             study = optuna.load_study(
                 study_name=method.name,

@@ -1,0 +1,199 @@
+"""`storyrec experiment ...`: the paper's tables on any data root, and what belongs to them."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from storyrec.config import Config, load_config
+from storyrec.errors import ConfigError
+
+if TYPE_CHECKING:
+    from storyrec.experiments.methods import Method
+
+experiment_app = typer.Typer(help="Is ADAPT better than X on my data? The paper's tables.", no_args_is_help=True)
+
+DataArgument = Annotated[Path, typer.Argument(metavar="DATA", help="Data root of the log contract.")]
+RootOption = Annotated[Path, typer.Option("--out", help="Folder of the experiments on this data; finished runs stay.")]
+SeedsOption = Annotated[int, typer.Option("--seeds", min=1, help="Runs of every method.")]
+JobsOption = Annotated[int, typer.Option("--jobs", min=1, help="Processes at a time.")]
+SmallOption = Annotated[bool, typer.Option("--small", help="Two seeds and short trainings: some ten minutes.")]
+ConfigOption = Annotated[
+    Path | None, typer.Option("--config", help="TOML file of settings.", envvar="STORYREC_CONFIG", show_default=False)
+]
+MethodsOption = Annotated[
+    str, typer.Option("--methods", help="Only these, comma-separated; empty: all of the table.", show_default=False)
+]
+
+NUM_CORES = os.cpu_count() or 1
+DEFAULT_ROOT = Path("var/experiments")
+SMALL_SEEDS = 2
+SMALL: dict[str, dict[str, int]] = {"aden": {"max_epochs": 2}, "dual": {"max_steps": 300}}
+
+
+def compare(
+    experiment: str,
+    methods: "Sequence[Method]",
+    *,
+    data: Path,
+    root: Path,
+    config: Config,
+    chosen: str,
+    num_seeds: int,
+    num_jobs: int,
+    small: bool,
+) -> None:
+    """Run the methods of a table and write its results and report."""
+    from storyrec.data.dataset import Dataset
+    from storyrec.experiments.prepare import describe, prepare
+    from storyrec.experiments.references import score_references
+    from storyrec.experiments.report import write_report
+    from storyrec.experiments.results import Results
+    from storyrec.experiments.run import run_methods
+
+    methods = choose(methods, chosen)
+    if small:
+        num_seeds = SMALL_SEEDS
+        root = root / "small"
+    prepared = prepare(config, data=data, root=root)
+    runs = run_methods(
+        methods,
+        root=root,
+        config=prepared.config,
+        dataset=prepared.dataset,
+        seeds=range(num_seeds),
+        num_jobs=num_jobs,
+        overrides=SMALL if small else {},
+    )
+    dataset = Dataset.load(prepared.dataset)
+    results = Results(
+        experiment=experiment,
+        data={"name": str(data), **describe(dataset)},
+        runs=tuple(runs),
+        references=score_references(prepared.config, dataset),
+        notes=("a small run: short trainings, not converged",) if small else (),
+    )
+    write_report(results, root / experiment)
+    typer.echo(f"{root / experiment / 'report.html'}")
+
+
+def choose(methods: "Sequence[Method]", names: str) -> "Sequence[Method]":
+    """The methods of these names, in the table's order.
+
+    Raises:
+        ConfigError: a name is none of theirs.
+    """
+    wanted = [name.strip() for name in names.split(",") if name.strip()]
+    known = [method.name for method in methods]
+    unknown = [name for name in wanted if name not in known]
+    if unknown:
+        raise ConfigError(
+            f"unknown method: {', '.join(unknown)}",
+            expected=f"among {', '.join(known)}",
+            where="--methods",
+            remedy="correct the name",
+        )
+    return [method for method in methods if not wanted or method.name in wanted]
+
+
+@experiment_app.command()
+def table4(
+    data: DataArgument,
+    out: RootOption = DEFAULT_ROOT,
+    methods: MethodsOption = "",
+    seeds: SeedsOption = 5,
+    jobs: JobsOption = NUM_CORES,
+    small: SmallOption = False,
+    config: ConfigOption = None,
+) -> None:
+    """Table IV: every method of the paper."""
+    from storyrec.experiments.methods import TABLE_4
+
+    compare(
+        "table4",
+        TABLE_4,
+        data=data,
+        root=out,
+        config=load_config(config),
+        chosen=methods,
+        num_seeds=seeds,
+        num_jobs=jobs,
+        small=small,
+    )
+
+
+@experiment_app.command()
+def table6(
+    data: DataArgument,
+    out: RootOption = DEFAULT_ROOT,
+    methods: MethodsOption = "",
+    seeds: SeedsOption = 5,
+    jobs: JobsOption = NUM_CORES,
+    small: SmallOption = False,
+    config: ConfigOption = None,
+) -> None:
+    """Table VI: ADAPT without some of its parts."""
+    from storyrec.experiments.methods import TABLE_6
+
+    compare(
+        "table6",
+        TABLE_6,
+        data=data,
+        root=out,
+        config=load_config(config),
+        chosen=methods,
+        num_seeds=seeds,
+        num_jobs=jobs,
+        small=small,
+    )
+
+
+@experiment_app.command()
+def beyond(
+    data: DataArgument,
+    out: RootOption = DEFAULT_ROOT,
+    methods: MethodsOption = "",
+    seeds: SeedsOption = 5,
+    jobs: JobsOption = NUM_CORES,
+    small: SmallOption = False,
+    config: ConfigOption = None,
+) -> None:
+    """Beyond the paper: switches of ADAPT, and DIN, DIEN and BST as their own papers have them."""
+    from storyrec.experiments.methods import BEYOND, ORIGINALS, TABLE_4
+
+    bases = [method for method in TABLE_4 if method.name in {original.tuned_as for original in ORIGINALS}]
+    compare(
+        "beyond",
+        [*BEYOND, *bases, *ORIGINALS],
+        data=data,
+        root=out,
+        config=load_config(config),
+        chosen=methods,
+        num_seeds=seeds,
+        num_jobs=jobs,
+        small=small,
+    )
+
+
+@experiment_app.command()
+def tune(
+    data: DataArgument,
+    out: Annotated[Path, typer.Option("--out", help="Folder of the search; finished trials stay.")],
+    methods: MethodsOption = "",
+    trials: Annotated[int, typer.Option("--trials", min=1, help="Trainings of every method.")] = 8,
+    jobs: JobsOption = NUM_CORES,
+    config: ConfigOption = None,
+) -> None:
+    """Search every method's learning rate, L2 and epochs on validation; writes OUT/tuned.toml."""
+    from storyrec.experiments.methods import TABLE_4, WITHOUT_DUAL
+    from storyrec.experiments.prepare import prepare
+    from storyrec.experiments.run import run_searches
+    from storyrec.experiments.tuning import write_tuned
+
+    chosen = choose([*TABLE_4, WITHOUT_DUAL], methods)
+    prepared = prepare(load_config(config), data=data, root=out)
+    run_searches(chosen, root=out, config=prepared.config, dataset=prepared.dataset, num_trials=trials, num_jobs=jobs)
+    write_tuned(chosen, root=out, out=out / "tuned.toml")
+    typer.echo(f"{out / 'tuned.toml'}")

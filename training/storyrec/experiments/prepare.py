@@ -1,0 +1,121 @@
+"""From a data root of the log contract to the dataset that experiments run on."""
+
+import json
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+
+import numpy as np
+
+from storyrec.config import Config, update_config
+from storyrec.data.catalog import Catalog
+from storyrec.data.dataset import Dataset, build_dataset
+from storyrec.errors import ConfigError, DataError, MissingPartition
+from storyrec.logs.days import suggest_days
+from storyrec.logs.partitions import list_days
+from storyrec.logs.simulate import MARKER
+from storyrec.logs.validate import validate_logs
+from storyrec.storage import open_storage, write_file
+
+DATA = "data.json"
+COVER_BLOCK = 65_536
+HALF_EXPONENT = 0x7C00  # all its bits set: infinity or not a number
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What an experiment runs on.
+
+    Attributes:
+        config: the settings with the locations of this data.
+        dataset: folder of the dataset.
+    """
+
+    config: Config
+    dataset: Path
+
+
+def prepare(config: Config, *, data: Path, root: Path, day: date | None = None) -> Prepared:
+    """Validate the logs of a data root and build the dataset of its last whole day, unless that was done before.
+
+    Args:
+        config: settings; locations are taken from `data` and `root`. The truth of a simulated marketplace is
+            looked for in the folder `truth` beside the logs.
+        data: data root of the log contract.
+        root: folder of the experiments: `work/`, `dataset/` and `data.json` are written.
+        day: the last held-out day; None: the last one that is not thin.
+
+    Raises:
+        MissingPartition: there are no logs, or too few days.
+        ConfigError: the folder holds the dataset of other logs.
+        DataError: a cover is not finite, or there is nothing to learn from.
+    """
+    truth = data.parent / "truth"
+    config = update_config(
+        config,
+        {
+            "locations": {
+                "logs": str(data),
+                "truth": str(truth) if (truth / MARKER).is_file() else "",
+                "work": str(root / "work"),
+            }
+        },
+    )
+    logs = open_storage(str(data), s3_endpoint=config.locations.s3_endpoint)
+    if not list_days(logs, "impressions"):
+        raise MissingPartition(
+            "there are no impressions at the place of the data",
+            expected="a data root: impressions/dt=YYYY-MM-DD/*.parquet and the other tables",
+            where=str(data),
+            remedy="name another folder, or make one with `storyrec simulate` or `storyrec import`",
+        )
+    day = day or suggest_days(logs)[1]
+    facts = {"logs": str(data.resolve()), "day": day.isoformat(), "windows": config.windows.model_dump(mode="json")}
+    dataset = root / "dataset"
+    marker = root / DATA
+    if marker.exists():
+        found = json.loads(marker.read_bytes())
+        if found != facts:
+            raise ConfigError(
+                "the folder holds experiments on other data: "
+                + "; ".join(
+                    f"{name} was {found.get(name)}, now {facts[name]}"
+                    for name in facts
+                    if found.get(name) != facts[name]
+                ),
+                expected="experiments on this data",
+                where=str(root),
+                remedy="name another folder with --out",
+            )
+        return Prepared(config, dataset)
+    validate_logs(config, day=day)
+    built = build_dataset(config, day=day, out=dataset)
+    for name, catalog in (("stories", built.stories), ("products", built.products)):
+        check_covers(catalog, name=name)
+    write_file(marker, json.dumps(facts, indent=1).encode())
+    return Prepared(config, dataset)
+
+
+def check_covers(catalog: Catalog, *, name: str) -> None:
+    """Refuse covers with a value that is not finite.
+
+    Raises:
+        DataError: naming the first such item.
+    """
+    covers_NV = catalog.visual_raw_NV
+    for start in range(0, len(covers_NV), COVER_BLOCK):
+        bits = np.ascontiguousarray(covers_NV[start : start + COVER_BLOCK]).view(np.uint16)
+        bad = np.flatnonzero(((bits & HALF_EXPONENT) == HALF_EXPONENT).any(axis=1))
+        if len(bad):
+            raise DataError(
+                f"item {catalog.item_ids_N[start + bad[0]]} has a cover with a value that is not finite",
+                expected="512 finite values",
+                where=f"the catalog of {name}",
+                remedy="correct the covers in the logs, and remove the experiments' folder",
+            )
+
+
+def describe(data: Dataset) -> dict[str, object]:
+    """What a report says of the data: the day, the windows and the counts."""
+    summary = data.summary()
+    return {name: summary[name] for name in ("day", "windows", "counts", "digest")}

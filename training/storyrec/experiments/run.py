@@ -1,0 +1,262 @@
+"""Run methods over seeds in a few processes; what is finished is kept, so a run that was cut off goes on.
+
+The folder of experiments: `experiment.json` (what everything in it rests on), `pretrained/<way>/seed-<n>/`,
+`runs/<method>/seed-<n>/`, `checkpoints/` of runs under way.
+"""
+
+import json
+import multiprocessing
+import time
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from storyrec.config import Config, update_config
+from storyrec.data.dataset import Dataset
+from storyrec.errors import ConfigError, DataError
+from storyrec.experiments.fit import RESULT, fit, pretrain, pretrained_folder, run_folder
+from storyrec.experiments.methods import Method, Settings
+from storyrec.experiments.results import Run
+from storyrec.experiments.tuning import search_folder, tune, tuned
+from storyrec.pretrain import DUAL_WEIGHTS
+from storyrec.progress import track
+from storyrec.storage import write_file
+
+FORMAT = 1
+EXPERIMENT = "experiment.json"
+SECTIONS = ("features", "model", "dual", "aden", "evaluation")
+
+
+@dataclass(frozen=True)
+class Job:
+    """A piece of work that leaves a file when it is done.
+
+    Attributes:
+        name: what it is, for a person.
+        work: does it; picklable.
+        done: the file that says it is done.
+    """
+
+    name: str
+    work: Callable[[], None]
+    done: Path
+
+
+def run_methods(
+    methods: Sequence[Method],
+    *,
+    root: Path,
+    config: Config,
+    dataset: Path,
+    seeds: Sequence[int],
+    num_jobs: int,
+    overrides: Settings,
+) -> list[Run]:
+    """Fit every method with every seed, pre-training what they start from first.
+
+    Args:
+        methods: what to compare.
+        root: folder of the experiments; finished runs in it are taken as they are.
+        config: the settings that all methods share; each takes its tuned numbers besides.
+        dataset: folder that `build_dataset` wrote.
+        seeds: one run each.
+        num_jobs: processes at a time.
+        overrides: settings that win over the tuned ones.
+
+    Returns:
+        All runs, methods in the given order, then by seed.
+
+    Raises:
+        ConfigError: the folder holds runs of other settings.
+        DataError, ModelError: a run failed; those that were finished are kept.
+    """
+    config = update_config(config, overrides)
+    claim_root(root, config=config, digest=Dataset.load(dataset).digest)
+    settings = {
+        method.name: update_config(update_config(config, {"aden": dict(tuned(method))}), overrides)
+        for method in methods
+    }
+    for method in methods:
+        for seed in seeds:
+            _check_run(
+                run_folder(root, method.name, seed=seed), config=update_config(settings[method.name], method.settings)
+            )
+    common: dict[str, Any] = {"root": root, "dataset": dataset}
+    pretrainings = list(dict.fromkeys(method.pretraining for method in methods if method.pretraining))
+    run_jobs(
+        [
+            Job(
+                f"{name}, seed {seed}",
+                partial(pretrain, name, config=config, seed=seed, **common),
+                pretrained_folder(root, name, seed=seed) / DUAL_WEIGHTS,
+            )
+            for seed in seeds
+            for name in pretrainings
+        ],
+        title="pre-training",
+        num_jobs=num_jobs,
+    )
+    run_jobs(
+        [
+            Job(
+                f"{method.name}, seed {seed}",
+                partial(fit, method.name, config=settings[method.name], seed=seed, **common),
+                run_folder(root, method.name, seed=seed) / RESULT,
+            )
+            for seed in seeds
+            for method in methods
+        ],
+        title="methods",
+        num_jobs=num_jobs,
+    )
+    return [read_run(run_folder(root, method.name, seed=seed)) for method in methods for seed in seeds]
+
+
+def run_searches(
+    methods: Sequence[Method], *, root: Path, config: Config, dataset: Path, num_trials: int, num_jobs: int
+) -> None:
+    """Search the settings of every method, some methods at a time.
+
+    Raises:
+        ConfigError: the folder holds searches under other settings.
+        DataError, ModelError: a search failed; finished trials are kept.
+    """
+    claim_root(root, config=config, digest=Dataset.load(dataset).digest)
+    common: dict[str, Any] = {"root": root, "config": config, "dataset": dataset}
+    pretrainings = list(dict.fromkeys(method.pretraining for method in methods if method.pretraining))
+    run_jobs(
+        [
+            Job(name, partial(pretrain, name, seed=0, **common), pretrained_folder(root, name, seed=0) / DUAL_WEIGHTS)
+            for name in pretrainings
+        ],
+        title="pre-training",
+        num_jobs=num_jobs,
+    )
+    run_jobs(
+        [
+            Job(
+                method.name,
+                partial(tune, method.name, num_trials=num_trials, **common),
+                search_folder(root, method.name) / f"{num_trials}-trials.json",
+            )
+            for method in methods
+        ],
+        title="searches",
+        num_jobs=num_jobs,
+    )
+
+
+def run_jobs(jobs: Iterable[Job], *, title: str, num_jobs: int) -> None:
+    """Do the jobs that are not done, some at a time; say after each how long the rest may take.
+
+    Raises:
+        StoryrecError: a job failed; those under way are finished, those that wait are not begun.
+    """
+    waiting = [job for job in jobs if not job.done.exists()]
+    if not waiting:
+        return
+    console = Console(stderr=True, highlight=False)
+    started = time.monotonic()
+    with (
+        track(title, total=len(waiting)) as progress,
+        ProcessPoolExecutor(num_jobs, mp_context=multiprocessing.get_context("spawn")) as pool,
+    ):
+        futures: dict[Future[None], Job] = {pool.submit(job.work): job for job in waiting}
+        try:
+            for number, future in enumerate(as_completed(futures), start=1):
+                future.result()
+                left = (time.monotonic() - started) / number * (len(waiting) - number)
+                note = f"{futures[future].name}; about {timedelta(seconds=round(left))} left"
+                progress.advance(note=note)
+                console.print(f"{title} {number}/{len(waiting)}: {note}", soft_wrap=True)
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def read_run(folder: Path) -> Run:
+    """A finished run.
+
+    Raises:
+        DataError: its result cannot be read.
+    """
+    result = _read_json(folder / RESULT)
+    return Run(
+        method=result["method"],
+        group=result["group"],
+        seed=result["seed"],
+        metrics=result["metrics"],
+        seconds=result["training"]["seconds"],
+        num_parameters=result["num_parameters"],
+        best_epoch=result["training"]["best_epoch"],
+        settings=result["settings"],
+    )
+
+
+def claim_root(root: Path, *, config: Config, digest: str) -> None:
+    """Write down what the folder's runs rest on, or check that it is the same.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    facts = {"format": FORMAT, "dataset": digest, **config.model_dump(mode="json", include=set(SECTIONS))}
+    path = root / EXPERIMENT
+    if not path.exists():
+        root.mkdir(parents=True, exist_ok=True)
+        write_file(path, json.dumps(facts, indent=1).encode())
+        return
+    differences = _differences(_read_json(path), facts)
+    if differences:
+        raise _other_settings(differences, where=path)
+
+
+def _check_run(folder: Path, *, config: Config) -> None:
+    """Refuse a finished run whose tuned numbers are others than today's."""
+    if not (folder / RESULT).exists():
+        return
+    found = _read_json(folder / RESULT)["settings"]
+    expected = config.aden.model_dump(include={"learning_rate", "weight_decay", "max_epochs"})
+    differences = _differences({name: found.get(name) for name in expected}, expected)
+    if differences:
+        raise _other_settings(differences, where=folder / RESULT)
+
+
+def _other_settings(differences: list[str], *, where: Path) -> ConfigError:
+    return ConfigError(
+        f"the folder holds runs of other settings: {'; '.join(differences)}",
+        expected="runs of the present dataset and settings",
+        where=str(where),
+        remedy="name another folder with --out, go back to the settings of these runs, or remove them",
+    )
+
+
+def _differences(found: dict[str, Any], expected: dict[str, Any], *, prefix: str = "") -> list[str]:
+    lines: list[str] = []
+    for name in sorted(found.keys() | expected.keys()):
+        ours, theirs = found.get(name), expected.get(name)
+        if isinstance(ours, dict) and isinstance(theirs, dict):
+            lines += _differences(ours, theirs, prefix=f"{prefix}{name}.")
+        elif ours != theirs:
+            lines.append(f"{prefix}{name} was {ours}, now {theirs}")
+    return lines
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_bytes())
+        if not isinstance(content, dict):
+            raise ValueError("no JSON object")
+        return content
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"the file cannot be read: {error}",
+            expected="what an experiment wrote",
+            where=str(path),
+            remedy="remove it and run the experiment again",
+        ) from error
