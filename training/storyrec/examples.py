@@ -64,7 +64,7 @@ def rank_for_user(config: Config, *, user_id: int, top: int) -> Ranking:
     Raises:
         ModelError: nothing is deployed, or the bundle is damaged.
     """
-    bundle = _deployed(config)
+    bundle = deployed_bundle(config)
     sequences = open_feature_store(config.locations.work, profile=config.profile).online_sequences([user_id])[0]
     candidates = _newest_stories(config, bundle)
     now = datetime.combine(bundle.day + timedelta(days=1), time(), UTC)
@@ -100,7 +100,7 @@ def match_product(config: Config, *, product_id: int, top: int) -> Matches:
         ModelError: nothing is deployed, or the bundle is damaged.
         DataError: the deployed model does not know the product.
     """
-    bundle = _deployed(config)
+    bundle = deployed_bundle(config)
     row = int(bundle.products.rows(product_id))
     if row == 0:
         raise DataError(
@@ -159,17 +159,12 @@ def print_matches(matches: Matches, *, console: Console) -> None:
     console.print(_table(title, "distance", matches.stories))
 
 
-def _table(title: str, value: str, stories: tuple[Recommendation, ...]) -> Table:
-    table = Table(title=title, title_justify="left")
-    table.add_column("story", justify="right")
-    table.add_column("title")
-    table.add_column(value, justify="right")
-    for story in stories:
-        table.add_row(str(story.story_id), story.title, f"{story.value:.3f}")
-    return table
+def deployed_bundle(config: Config) -> Bundle:
+    """The champion of the settings' registry, copied to this machine once per version.
 
-
-def _deployed(config: Config) -> Bundle:
+    Raises:
+        ModelError: nothing is deployed, or the bundle is damaged.
+    """
     registry = open_storage(config.locations.registry, s3_endpoint=config.locations.s3_endpoint)
     pointer = read_champion(registry)
     if pointer is None:
@@ -180,6 +175,16 @@ def _deployed(config: Config) -> Bundle:
     if not (cache / "manifest.json").is_file():
         fetch_bundle(registry, pointer.champion.version, cache)
     return Bundle.load(cache)
+
+
+def _table(title: str, value: str, stories: tuple[Recommendation, ...]) -> Table:
+    table = Table(title=title, title_justify="left")
+    table.add_column("story", justify="right")
+    table.add_column("title")
+    table.add_column(value, justify="right")
+    for story in stories:
+        table.add_row(str(story.story_id), story.title, f"{story.value:.3f}")
+    return table
 
 
 def _newest_stories(config: Config, bundle: Bundle) -> np.ndarray:
