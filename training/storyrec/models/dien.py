@@ -122,6 +122,8 @@ class DeepInterestEvolution(Ranker):
 def next_click_loss(interests_BSD: Tensor, items_BSD: Tensor, mask_BS: Tensor) -> Tensor:
     """Let each state tell the click that follows it from another next click of the batch, drawn at random.
 
+    Where the other is in the state's own sequence too, both are left out.
+
     Args:
         interests_BSD: the GRU's states.
         items_BSD: item features; a state is scored against one by their inner product.
@@ -130,10 +132,13 @@ def next_click_loss(interests_BSD: Tensor, items_BSD: Tensor, mask_BS: Tensor) -
     Returns:
         Cross-entropy of both, mean over the next clicks, scalar; 0 where there is none.
     """
-    follows_BS = mask_BS[:, 1:]
-    state_ND, next_ND = interests_BSD[:, :-1][follows_BS], items_BSD[:, 1:][follows_BS]
-    if not len(next_ND):
+    rows_N, places_N = mask_BS[:, 1:].nonzero(as_tuple=True)
+    next_ND = items_BSD[rows_N, places_N + 1]
+    other_ND = next_ND[torch.randperm(len(rows_N), device=rows_N.device)]
+    # within a batch each distinct item is extracted once: the same item has the very same features
+    own_N = (items_BSD[rows_N] == other_ND.unsqueeze(1)).all(dim=-1).any(dim=1)
+    if own_N.all():
         return interests_BSD.new_zeros(())
-    other_ND = next_ND[torch.randperm(len(next_ND), device=next_ND.device)]
+    state_ND = interests_BSD[rows_N, places_N]
     right_N, wrong_N = (state_ND * next_ND).sum(dim=-1), (state_ND * other_ND).sum(dim=-1)
-    return (F.softplus(-right_N) + F.softplus(wrong_N)).mean()
+    return (F.softplus(-right_N) + F.softplus(wrong_N))[~own_N].mean()
