@@ -179,14 +179,15 @@ class Extractors(nn.Module):
         lengths_N = _lengths(tokens_NW)
         order_N = torch.argsort(lengths_N, stable=True)
         sorted_NW = tokens_NW[order_N]
-        words_KD = self.words(sorted_NW[sorted_NW != PADDING_WORD])  # K words of all titles, in one look-up
+        # K words of all titles, in one look-up whose gradient is fast on a CPU
+        words_KD = self.words.weight.index_select(0, sorted_NW[sorted_NW != PADDING_WORD])
         numbers = torch.bincount(lengths_N).tolist()
         groups = words_KD.split([length * number for length, number in enumerate(numbers)])
         parts = [
             self._attend(words.view(number, length, self.width))
             for length, (number, words) in enumerate(zip(numbers, groups, strict=True))
         ]
-        return F.embedding(torch.argsort(order_N), torch.cat(parts))
+        return torch.cat(parts).index_select(0, torch.argsort(order_N))
 
     def _attend(self, words_NWD: Tensor) -> Tensor:
         """Eq. 2-4 for N titles of W words each; zero where W is 0."""
@@ -207,7 +208,7 @@ class Extractors(nn.Module):
         positions_WD = self.positions.weight[: tokens_NW.shape[1]]
         numbers_W1 = torch.arange(1, len(positions_WD) + 1, device=positions_WD.device).unsqueeze(-1)
         means_WD = F.pad(positions_WD.cumsum(dim=0) / numbers_W1, (0, 0, 1, 0))
-        return textual_ND + F.embedding(_lengths(tokens_NW), means_WD)
+        return textual_ND + means_WD.index_select(0, _lengths(tokens_NW))
 
 
 def _lengths(tokens_NW: Tensor) -> Tensor:

@@ -9,9 +9,18 @@ from torch import Tensor, nn
 from storyrec.models.dropout import Dropout
 
 
-def time_block_table(num_time_blocks: int, *, width: int) -> nn.Embedding:
+class TimeBlockTable(nn.Embedding):
+    """An embedding whose row 0 is the padding, with a gradient that is several times faster on a CPU."""
+
+    def forward(self, blocks_BL: Tensor) -> Tensor:
+        """Vectors of these blocks, [B, L, D]; zero at padding."""
+        table_TD = F.pad(self.weight[1:], (0, 0, 1, 0))  # nothing flows back to the row of the padding
+        return table_TD.index_select(0, blocks_BL.flatten()).view(*blocks_BL.shape, self.embedding_dim)
+
+
+def time_block_table(num_time_blocks: int, *, width: int) -> TimeBlockTable:
     """A vector per time block; row 0 = padding (stays zero), the last row = older. Paper: Sec. III-C, T."""
-    table = nn.Embedding(num_time_blocks + 2, width, padding_idx=0)
+    table = TimeBlockTable(num_time_blocks + 2, width, padding_idx=0)
     with torch.no_grad():
         table.weight.normal_(std=0.02)
         table.weight[0] = 0.0
