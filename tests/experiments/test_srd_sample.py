@@ -41,7 +41,7 @@ def test_retrieval_counts_hits_and_recall_as_done_by_hand() -> None:
     mounted = np.eye(7, dtype=bool)
     mounted[0, 6] = True  # the farthest one: found of the two is one
     found = retrieve(products, stories, mounted_MM=mounted)
-    # own story's rank: 1, 2, 5, 4, 2 (equal distances in order of row: 3, 2, 4), 2, 7
+    # own story's rank: 1, 2, 5, 4, 3 (equal distances in order of row), 2, 7
     assert found["hit_at_1"] == pytest.approx(1 / 7)
     assert found["hit_at_5"] == pytest.approx(6 / 7)
     assert found["recall_at_5"] == pytest.approx(5.5 / 7)
@@ -71,18 +71,16 @@ def test_a_run_trains_on_one_half_and_asks_for_the_other(tmp_path: Path) -> None
         assert run["best_epoch"] > 0
         hinges = [run[key]["title_hinge"] for key in ("validation_at_start", "validation_at_best")]
         assert hinges[1] < hinges[0]
-        assert run["figures"]["title"] != run["figures"]["start title"]
     stories, products = (np.stack([cover(start + line) for line in range(12)]) for start in (100, 900))
     distances = np.linalg.norm(products[:, None] - stories[None], axis=2)
     expected = (distances.argmin(axis=1) == np.arange(12)).mean()
     held_out = result["retrieval"]["first pairs held out"]
     assert held_out["raw covers"]["hit_at_1"] == {"mean": expected, "deviation": 0.0}
-    both = result["retrieval"]["both halves"]["title + cover"]["hit_at_5"]["mean"]
-    assert both == pytest.approx(np.mean([run["figures"]["title + cover"]["hit_at_5"] for run in result["runs"]]))
-    assert (
-        f"| after DUAL: title + cover | {result['retrieval']['both halves']['title + cover']['hit_at_1']['mean']:.3f}"
-        in (tmp_path / "out" / TABLE).read_text()
-    )
+    both = result["retrieval"]["both halves"]["title + cover"]
+    hits = [run["figures"]["title + cover"]["hit_at_5"] for run in result["runs"]]
+    assert both["hit_at_5"]["mean"] == pytest.approx(np.mean(hits))
+    row = f"| after DUAL: title + cover | {both['hit_at_1']['mean']:.3f}"
+    assert row in (tmp_path / "out" / TABLE).read_text()
 
 
 def test_the_same_seeds_give_the_same_figures(tmp_path: Path) -> None:

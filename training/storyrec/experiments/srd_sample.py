@@ -202,8 +202,8 @@ def render(result: dict[str, Any]) -> str:
         f"First pairs of the {statistics['num_pairs']} rows: {statistics['story_title_length']:.1f} and "
         f"{statistics['product_title_length']:.1f} tokens a title; cover distance "
         f"{statistics['own_cover_distance']:.2f} in a pair, {statistics['other_cover_distance']:.2f} between pairs; "
-        f"raw covers hit@1 {statistics['raw_cover_hit_at_1']:.3f}, hit@5 {statistics['raw_cover_hit_at_5']:.3f}; title similarity "
-        f"(Eq. 1) in five bins: {bins} %.",
+        f"raw covers hit@1 {statistics['raw_cover_hit_at_1']:.3f}, hit@5 {statistics['raw_cover_hit_at_5']:.3f}; "
+        f"title similarity (Eq. 1) in five bins: {bins} %.",
     ]
     return "\n".join(lines) + "\n"
 
