@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from storyrec.losses import click_loss, distance, domain_adversarial_loss, dual_domain_loss
+from storyrec.losses import click_loss, distance, domain_adversarial_loss, dual_domain_loss, info_nce_loss
 
 
 @pytest.mark.parametrize("squared", [False, True])
@@ -26,6 +26,38 @@ def test_dual_domain_loss_is_equation_5(squared: bool) -> None:
         total += hinge(d(so, po), d(s, po)) + hinge(d(so, po), d(so, p))
     loss = dual_domain_loss(story, product, other_story, other_product, margin=0.5, squared=squared)
     assert loss.item() == pytest.approx(total / 7, rel=1e-5)
+
+
+@pytest.mark.parametrize("related", [set(), {(0, 2), (3, 1), (1, 1)}])
+def test_info_nce_loss_is_recomputed_pair_by_pair(related: set[tuple[int, int]]) -> None:
+    """Of products that a story mounts only its own counts, and of stories that mount a product only its own."""
+    generator = torch.Generator().manual_seed(0)
+    story, product = torch.randn(2, 5, 3, generator=generator)
+    related_BB = torch.eye(5, dtype=torch.bool)
+    for pair in related:
+        related_BB[pair] = True
+
+    def similarity(i: int, j: int) -> float:
+        return -sum((a - b) ** 2 for a, b in zip(story[i].tolist(), product[j].tolist(), strict=True))
+
+    terms = []
+    for i in range(5):
+        products = [j for j in range(5) if j == i or not related_BB[i, j]]
+        stories = [j for j in range(5) if j == i or not related_BB[j, i]]
+        own = math.exp(similarity(i, i))
+        terms += [-math.log(own / sum(math.exp(similarity(i, j)) for j in products))]
+        terms += [-math.log(own / sum(math.exp(similarity(j, i)) for j in stories))]
+    loss = info_nce_loss(story, product, related_BB)
+    assert loss.item() == pytest.approx(sum(terms) / 10, rel=1e-5)
+
+
+def test_a_related_pair_is_no_negative_and_has_no_gradient() -> None:
+    story = torch.tensor([[0.0, 0.0], [3.0, 0.0]], requires_grad=True)
+    product = torch.tensor([[1.0, 0.0], [0.0, 2.0]])
+    loss = info_nce_loss(story, product, torch.ones(2, 2, dtype=torch.bool))
+    loss.backward()
+    assert loss.item() == 0.0  # nothing is left to tell its own from
+    assert torch.equal(story.grad, torch.zeros(2, 2))
 
 
 def test_distance_has_a_finite_gradient_at_zero() -> None:

@@ -19,6 +19,16 @@ def test_mounts_contain_exactly_the_pairs() -> None:
     assert mounts.contain(stories, products).tolist() == expected
 
 
+def test_mounts_contain_each_story_with_each_product() -> None:
+    pairs_M2 = many_pairs(12, 9, 40)
+    known = {tuple(pair) for pair in pairs_M2.tolist()}
+    stories, products = pairs_M2[5:17, 0], pairs_M2[5:17, 1]
+    expected = [[(story, product) in known for product in products.tolist()] for story in stories.tolist()]
+    assert Mounts(pairs_M2).contain_all(stories, products).tolist() == expected
+    assert np.diagonal(expected).all()
+    assert not np.array_equal(expected, np.transpose(expected))  # rows are stories, columns are products
+
+
 def test_a_related_pair_is_never_a_negative() -> None:
     pairs_M2 = many_pairs(20, 12, 60)
     known = {tuple(pair) for pair in pairs_M2.tolist()}

@@ -18,7 +18,7 @@ from storyrec.data.dataset import Dataset
 from storyrec.errors import ModelError
 from storyrec.features.titles import Vocabulary
 from storyrec.loop import Moment, Schedule, train
-from storyrec.losses import domain_adversarial_loss, dual_domain_loss
+from storyrec.losses import domain_adversarial_loss, dual_domain_loss, info_nce_loss
 from storyrec.models.dual import Dual
 from storyrec.models.extractors import Extractors, RawItems
 from storyrec.pairs import Mounts, draw_others
@@ -173,6 +173,71 @@ def test_losses_of_a_batch_are_equations_5_and_6(data: Dataset) -> None:
     assert sum(shown[part] for part in parts) == pytest.approx(expected.item(), rel=1e-5)
 
 
+def test_infonce_stage_contrasts_all_pairs_of_the_batch(data: Dataset) -> None:
+    """Recomputed from the features; two stories of one product and two products of one story are no negatives."""
+    model = build_dual(settings(), num_words=data.vocabulary.size).eval()
+    stories, products = raw_items(data, max_words=32)
+    pairs_B2 = data.pairs_M2[:20].copy()
+    pairs_B2[3, 0], pairs_B2[7, 1] = pairs_B2[2, 0], pairs_B2[6, 1]
+    known = {tuple(pair) for pair in pairs_B2.tolist()}
+    related_BB = torch.tensor([[(s, p) in known for p in pairs_B2[:, 1].tolist()] for s in pairs_B2[:, 0].tolist()])
+    assert related_BB.sum() == 20 + 4
+    stage = make_stage(
+        model, replace(data, pairs_M2=pairs_B2), training_M2=pairs_B2, validation_M2=pairs_B2, contrast="infonce"
+    )
+    with torch.no_grad():
+        loss, shown = stage.loss(np.arange(20), Moment(step=0, progress=0.3, generator=np.random.default_rng(5)))
+        judgement = stage.validate()
+
+        story = model.extractors.extract(stories, pairs_B2[:, 0])
+        product = model.extractors.extract(products, pairs_B2[:, 1])
+        contrasts, adversaries = [], []
+        for name, classifier in (("textual_ND", model.textual_classifier), ("visual_ND", model.visual_classifier)):
+            s, p = getattr(story, name), getattr(product, name)
+            contrasts.append(info_nce_loss(s, p, related_BB).item())
+            adversaries.append(domain_adversarial_loss(classifier(s).squeeze(-1), classifier(p).squeeze(-1)).item())
+    assert [shown["title_infonce"], shown["cover_infonce"]] == pytest.approx(contrasts, rel=1e-5)
+    assert loss.item() == pytest.approx(sum(contrasts) + sum(adversaries), rel=1e-5)
+    assert judgement.value == pytest.approx(-sum(contrasts), rel=1e-5)
+    assert not any("hinge" in name for name in [*shown, *judgement.metrics])
+
+
+def test_infonce_brings_pairs_together(data: Dataset, pretrain: Pretrain) -> None:
+    config = settings(contrast="infonce", max_epochs=15)
+    out, report = pretrain(data, config)
+    before = reciprocal_rank(build_dual(config, num_words=data.vocabulary.size), data)
+    assert reciprocal_rank(load_dual(out, config, data), data) > 2 * before
+    best = report["curves"][report["best_epoch"]]["validation"]
+    assert report["best_value"] == best["value"] == pytest.approx(-(best["title_infonce"] + best["cover_infonce"]))
+
+
+@pytest.mark.parametrize("contrast", ["hinge", "infonce"])
+def test_without_the_adversary_the_contrast_is_all(contrast: str, data: Dataset) -> None:
+    pairs_B2 = data.pairs_M2[:40]
+    losses, gradients, judged = {}, {}, {}
+    for adversary in (True, False):
+        model = build_dual(settings(), num_words=data.vocabulary.size).eval()
+        stage = make_stage(
+            model, data, training_M2=pairs_B2, validation_M2=pairs_B2, contrast=contrast, adversary=adversary
+        )
+        moment = Moment(step=0, progress=0.3, generator=np.random.default_rng(5))
+        total, losses[adversary] = stage.loss(np.arange(40), moment)
+        total.backward()
+        assert total.item() == pytest.approx(losses[adversary]["title_loss"] + losses[adversary]["cover_loss"])
+        gradients[adversary] = [
+            part.grad for classifier in (model.textual_classifier, model.visual_classifier)
+            for part in classifier.parameters()
+        ]  # fmt: skip
+        with torch.no_grad():
+            judged[adversary] = stage.validate().value
+    parts = {f"{modality}_{contrast}" for modality in ("title", "cover")}
+    assert losses[False].keys() == parts | {"title_loss", "cover_loss"}
+    assert losses[False].items() >= {name: losses[True][name] for name in parts}.items()
+    assert all(gradient is None for gradient in gradients[False])
+    assert all(gradient.any() for gradient in gradients[True])
+    assert judged[True] == judged[False]
+
+
 def test_pairs_without_a_cover_count_by_title_alone(data: Dataset) -> None:
     model = build_dual(settings(), num_words=data.vocabulary.size).eval()
     covers_NV = np.array(data.stories.visual_raw_NV)
@@ -281,11 +346,13 @@ def test_damaged_champion_is_a_model_error(damage: str, data: Dataset, pretrain:
     assert not (tmp_path / "dual").exists()
 
 
-def make_stage(model: Dual, data: Dataset, *, training_M2: np.ndarray, validation_M2: np.ndarray) -> PairStage:
+def make_stage(
+    model: Dual, data: Dataset, *, training_M2: np.ndarray, validation_M2: np.ndarray, **variant: Any
+) -> PairStage:
     stories, products = raw_items(data, max_words=32)
     return PairStage(
         model, stories=stories, products=products, mounts=Mounts(data.pairs_M2), training_M2=training_M2,
-        validation_M2=validation_M2, batch_size=512, margin=1.0, squared=False, seed=0,
+        validation_M2=validation_M2, batch_size=512, margin=1.0, squared=False, seed=0, **variant,
     )  # fmt: skip
 
 

@@ -77,6 +77,90 @@ def test_ranker_is_equations_9_and_10(ranker: Aden, inputs: tuple[torch.Tensor, 
         torch.testing.assert_close(logits_B[row], expected[0], atol=1e-5, rtol=1e-5)
 
 
+def head_widths(ranker: Aden) -> tuple[int, ...]:
+    return tuple(layer.in_features for layer in ranker.head if isinstance(layer, torch.nn.Linear))
+
+
+def only(domain: Domain, ranker: Aden) -> Aden:
+    """An ADEN that reads one domain, with that domain's attention out of `ranker` and a head of its own."""
+    torch.manual_seed(2)
+    module = Aden(
+        width=WIDTH,
+        num_heads=HEADS,
+        num_time_blocks=BLOCKS,
+        head_widths=(12, 5),
+        dropout=0.5,
+        reads=frozenset({domain}),
+    )
+    module.time_blocks.load_state_dict(ranker.time_blocks.state_dict())
+    for attention, theirs in (
+        (module.story_attention, ranker.story_attention),
+        (module.product_attention, ranker.product_attention),
+    ):
+        if attention is not None:
+            attention.load_state_dict(theirs.state_dict())
+    return module.eval()
+
+
+@pytest.mark.parametrize("domain", Domain)
+def test_one_domain_alone_is_what_counts(domain: Domain, ranker: Aden, inputs: tuple[torch.Tensor, ...]) -> None:
+    single = only(domain, ranker)
+    assert head_widths(single) == (2 * WIDTH, 12, 5)
+    assert head_widths(ranker) == (3 * WIDTH, 12, 5)
+    assert {name.split(".")[0] for name, _ in single.named_parameters()} == {
+        "time_blocks", "head", f"{domain.name.lower()}_attention",
+    }  # fmt: skip
+
+    target_BD, *_ = inputs
+    read = ranker.users(features(*inputs))[domain]
+    expected_B = single.head(torch.cat([read, target_BD], dim=-1)).squeeze(-1)
+    logits_B = single(features(*inputs))
+    torch.testing.assert_close(logits_B, expected_B)
+    assert list(single.attention_weights(features(*inputs))) == [domain]
+
+    # the story domain's tensors are 1 and 2, the product domain's 3 and 4
+    first, other = (1, 3) if domain == Domain.STORY else (3, 1)
+    changed = list(inputs)
+    changed[other], changed[other + 1] = torch.randn(5, LENGTH, WIDTH), torch.ones(5, LENGTH, dtype=torch.int64)
+    assert torch.equal(single(features(*changed)), logits_B)
+    changed[first] = torch.randn(5, LENGTH, WIDTH)
+    assert not torch.allclose(single(features(*changed)), logits_B)
+
+
+@pytest.fixture
+def gated(ranker: Aden) -> Aden:
+    """The same ADEN with a gate, whose weights are drawn."""
+    torch.manual_seed(3)
+    module = Aden(width=WIDTH, num_heads=HEADS, num_time_blocks=BLOCKS, head_widths=(12, 5), dropout=0.5, gated=True)
+    module.load_state_dict(ranker.state_dict(), strict=False)
+    with torch.no_grad():
+        module.gate.weight.normal_(std=0.5)
+        module.gate.bias.normal_()
+    return module.eval()
+
+
+def test_an_undecided_gate_changes_nothing(gated: Aden, ranker: Aden, inputs: tuple[torch.Tensor, ...]) -> None:
+    assert not torch.allclose(gated(features(*inputs)), ranker(features(*inputs)))
+    with torch.no_grad():
+        gated.gate.weight.zero_()
+        gated.gate.bias.fill_(0.7)
+    torch.testing.assert_close(gated(features(*inputs)), ranker(features(*inputs)))
+
+
+def test_gate_weighs_the_users_of_each_impression(gated: Aden, ranker: Aden, inputs: tuple[torch.Tensor, ...]) -> None:
+    logits_B = gated(features(*inputs))
+    story_BD, product_BD = ranker.users(features(*inputs))
+    for row, target_D in enumerate(inputs[0]):
+        read = torch.cat([story_BD[row], product_BD[row], target_D]).tolist()
+        scores = [
+            sum(w * x for w, x in zip(weights, read, strict=True)) + bias
+            for weights, bias in zip(gated.gate.weight.tolist(), gated.gate.bias.tolist(), strict=True)
+        ]
+        for_story = 1 / (1 + math.exp(scores[1] - scores[0]))
+        hidden = torch.cat([2 * for_story * story_BD[row], 2 * (1 - for_story) * product_BD[row], target_D])
+        torch.testing.assert_close(logits_B[[row]], gated.head(hidden), atol=1e-5, rtol=1e-4)
+
+
 def test_empty_histories_are_zero_vectors(ranker: Aden, inputs: tuple[torch.Tensor, ...]) -> None:
     target_BD, story_BSD, _, *_ = inputs
     nothing_BL = torch.zeros(5, LENGTH, dtype=torch.bool)
