@@ -13,16 +13,19 @@ import torch
 
 from builders import planted_config, planted_dataset
 from storyrec.config import Config, save_config
+from storyrec.data.batches import make_batch
 from storyrec.data.dataset import Dataset
 from storyrec.data.instances import Instances
 from storyrec.errors import DataError, ModelError
 from storyrec.features.titles import Vocabulary
-from storyrec.finetune import ClickStage, build_aden, finetune_aden, scorable_impressions
+from storyrec.finetune import ClickStage, build_aden, covered, finetune_aden, scorable_impressions
 from storyrec.loop import Moment
 from storyrec.metrics import per_user_auc
+from storyrec.models.aden import Aden
 from storyrec.models.click_model import ClickModel
 from storyrec.models.dual import Dual
 from storyrec.pretrain import build_dual, build_extractors, raw_items
+from storyrec.schema import Domain
 from storyrec.storage import FolderStorage
 from storyrec.warmstart import WORD_TABLE
 
@@ -125,6 +128,18 @@ def test_extractors_start_from_dual(data: Dataset, finetune: Finetune, tmp_path:
         torch.testing.assert_close(ours[f"extractors.{name}"], tensor, atol=1e-9, rtol=1e-6)
 
 
+def test_frozen_extractors_end_as_they_started(data: Dataset, finetune: Finetune, tmp_path: Path) -> None:
+    dual = write_dual(tmp_path / "dual", data, settings())
+    out, report = finetune(data, settings(freeze_extractors=True))
+    ours = safetensors.torch.load_file(out / "aden.safetensors")
+    for name, tensor in dual.extractors.state_dict().items():
+        assert torch.equal(ours[f"extractors.{name}"], tensor), name
+    fresh = build_aden(settings(), num_words=data.vocabulary.size).state_dict()
+    assert all(not torch.equal(ours[name], fresh[name]) for name in ours if name.startswith("ranker."))
+    assert report["best_epoch"] > 0
+    assert report["best_value"] > report["curves"][0]["validation"]["per_user_auc"] + 0.05
+
+
 def test_champion_gives_all_weights_but_those_of_words_it_never_saw(
     data: Dataset, finetune: Finetune, tmp_path: Path
 ) -> None:
@@ -188,6 +203,36 @@ def test_step_loss_is_equation_11_on_the_batch(data: Dataset) -> None:
         for p, y in zip(torch.sigmoid(logits_B).tolist(), data.train.clicked_B[index_B], strict=True)
     ]
     assert loss.item() == pytest.approx(np.mean(terms), rel=1e-5)
+
+
+@pytest.mark.parametrize("reads", [set(), {Domain.STORY}, {Domain.PRODUCT}, set(Domain)])
+def test_scores_are_those_of_the_model_on_the_same_impressions(reads: set[Domain], data: Dataset) -> None:
+    config = settings()
+    torch.manual_seed(0)
+    model = ClickModel(
+        build_extractors(config, num_words=data.vocabulary.size),
+        Aden(width=16, num_heads=4, num_time_blocks=168, head_widths=(16, 8), dropout=0.1, reads=frozenset(reads)),
+    ).eval()
+    stage, index_B = make_stage(model, data), np.arange(300, 40, -3)
+    stories, products = raw_items(data, max_words=32)
+    batch = make_batch(
+        data, data.holdout, index_B, sequence_length=20, block_hours=data.windows.block_hours, num_time_blocks=168
+    )
+    with torch.inference_mode():
+        logits_B = model(batch, stories=stories, products=products).numpy()
+        scores_B = stage.score(data.holdout, index_B)
+    assert scores_B.std() > 1e-3
+    np.testing.assert_allclose(scores_B, logits_B, atol=1e-5, rtol=1e-4)
+
+
+def test_covered_positions_are_those_of_any_slice() -> None:
+    generator = np.random.default_rng(0)
+    for _ in range(50):
+        start_B = generator.integers(0, 30, size=generator.integers(0, 6))
+        stop_B = start_B + generator.integers(0, 8, size=len(start_B))  # some are empty
+        slices = zip(start_B.tolist(), stop_B.tolist(), strict=True)
+        expected = sorted({position for start, stop in slices for position in range(start, stop)})
+        assert covered(start_B, stop_B).tolist() == expected
 
 
 def test_validation_judges_every_scorable_impression_once(data: Dataset) -> None:

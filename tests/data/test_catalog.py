@@ -51,6 +51,26 @@ def test_products_have_no_source() -> None:
     assert catalog_of(products({"product_id": 4, "published_at": 2})).sources_N.tolist() == [-1, -1]
 
 
+def test_products_have_their_category_and_stories_none_yet() -> None:
+    rows = products(
+        {"product_id": 9, "category_id": 30, "published_at": 1}, {"product_id": 4, "category_id": 70, "published_at": 1}
+    )
+    assert catalog_of(rows).category_ids_N.tolist() == [0, 70, 30]
+    assert catalog_of(stories({"story_id": 4, "published_at": 2})).category_ids_N.tolist() == [0, 0]
+
+
+def test_a_story_has_the_category_of_its_first_pair() -> None:
+    product_catalog = catalog_of(
+        products(*({"product_id": id_, "category_id": id_ * 10, "published_at": 1} for id_ in (21, 22, 23)))
+    )
+    story_catalog = catalog_of(stories(*({"story_id": id_, "published_at": 1} for id_ in (4, 7, 9))))
+    pairs_M2 = np.array([[1, 3], [3, 1], [3, 2]])  # story 4 mounts 23, story 9 mounts 21 and 22
+    mounted = story_catalog.with_mounted_categories(pairs_M2, products=product_catalog)
+    assert mounted.category_ids_N.tolist() == [0, 230, 0, 210]
+    assert mounted.titles == story_catalog.titles
+    assert not story_catalog.category_ids_N.any()
+
+
 def test_rows_of_unknown_ids_are_zero() -> None:
     catalog = catalog_of(products(*({"product_id": id_, "published_at": 1} for id_ in (4, 7, 9))))
     assert catalog.rows([9, 4, 5, 100, -3, 0]).tolist() == [3, 1, 0, 0, 0, 0]

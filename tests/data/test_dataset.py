@@ -88,6 +88,42 @@ def test_the_catalog_holds_the_items_of_the_held_out_day_and_pairs_do_not(datase
     assert (story_ids[dataset.pairs_M2[:, 0]] + 499_000 == product_ids[dataset.pairs_M2[:, 1]]).all()
 
 
+def test_pairs_of_the_held_out_stories_stand_apart(dataset: Dataset) -> None:
+    """Each story mounts one product, which came out with it."""
+    is_new_N = dataset.stories.published_us_N >= HOLDOUT_US
+    assert dataset.holdout_pairs_M2[:, 0].tolist() == np.flatnonzero(is_new_N).tolist()
+    assert is_new_N.sum() == 40
+    story_ids, product_ids = dataset.stories.item_ids_N, dataset.products.item_ids_N
+    mounted = product_ids[dataset.holdout_pairs_M2[:, 1]]
+    assert (story_ids[dataset.holdout_pairs_M2[:, 0]] + 499_000 == mounted).all()
+    assert not set(dataset.holdout_pairs_M2[:, 0]) & set(dataset.pairs_M2[:, 0])
+
+
+def test_an_old_storys_new_mount_is_in_no_pair(root: Path, tmp_path: Path) -> None:
+    changed = story(1_000, FIRST_DAY, mounted_product_ids=[500_007])
+    new = story(9_000, LAST_DAY, mounted_product_ids=[500_007, 500_170, 77])
+    write_partition(root, "stories", LAST_DAY, [changed, new])
+    dataset = build_dataset(planted_config(root), day=LAST_DAY, out=tmp_path / "dataset")
+    rows = dataset.stories.rows([9_000, 9_000]), dataset.products.rows([500_007, 500_170])
+    assert dataset.holdout_pairs_M2.tolist() == np.stack(rows, 1).tolist()
+    own = dataset.pairs_M2[dataset.pairs_M2[:, 0] == dataset.stories.rows(1_000)]
+    assert dataset.products.item_ids_N[own[:, 1]].tolist() == [500_000]
+
+
+def test_a_story_has_the_category_of_the_product_that_it_mounts(dataset: Dataset) -> None:
+    mounted_ids = dataset.stories.item_ids_N[1:] + 499_000
+    expected = dataset.products.category_ids_N[dataset.products.rows(mounted_ids)]
+    assert len(set(expected)) == 4
+    assert dataset.stories.category_ids_N.tolist() == [0, *expected]
+
+
+def test_a_user_of_the_training_instances_has_a_row_of_her_own(dataset: Dataset) -> None:
+    known = sorted(set(dataset.train.user_ids_B.tolist()))
+    asked = np.array([known[3], known[0], -5, known[-1], known[-1] + 1, known[3]])
+    assert dataset.user_rows(asked).tolist() == [4, 1, 0, len(known), 0, 4]
+    assert dataset.training_users_U.tolist() == known
+
+
 def story(story_id: int, day: date, **columns: Any) -> dict[str, Any]:
     row = {"story_id": story_id, "title": "x", "source": "ugv", "mounted_product_ids": []}
     return row | {"published_at": midnight_us(day)} | columns

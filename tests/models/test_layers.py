@@ -1,11 +1,12 @@
-"""Look-ups whose gradients are fast on a CPU, against torch's own."""
+"""Parts that several rankers share: look-ups with fast gradients, the unknown user, what stands at a step."""
 
 import numpy as np
+import pytest
 import torch
 import torch.nn.functional as F
 
 from storyrec.models.click_model import gather
-from storyrec.models.layers import time_block_table
+from storyrec.models.layers import UserTable, nth_vectors, time_block_table
 
 
 def test_time_blocks_equal_an_embedding_with_padding() -> None:
@@ -38,3 +39,36 @@ def test_gather_equals_an_embedding() -> None:
 
     assert torch.equal(gathered, expected)
     assert torch.equal(items_ND.grad, plain_ND.grad)
+
+
+@pytest.fixture
+def table() -> UserTable:
+    torch.manual_seed(0)
+    return UserTable(4, width=3, unknown_share=0.2)
+
+
+def test_every_user_has_a_row_and_the_unknown_one_row_0(table: UserTable) -> None:
+    assert table.vectors.weight.shape == (5, 3)
+    rows_B = torch.tensor([3, 0, 4, 1, 3])
+    assert torch.equal(table.eval()(rows_B), table.vectors.weight[rows_B])
+
+
+def test_in_training_a_share_of_the_impressions_is_the_unknown_users(table: UserTable) -> None:
+    rows_B = torch.full((5_000,), 2)
+    vectors_BD = table.train()(rows_B)
+    unknown_B = (vectors_BD == table.vectors.weight[0]).all(dim=1)
+    assert torch.equal(vectors_BD[~unknown_B], table.vectors.weight[2].expand((~unknown_B).sum(), 3))
+    assert unknown_B.float().mean() == pytest.approx(0.2, abs=0.02)
+    vectors_BD.sum().backward()
+    gradient = table.vectors.weight.grad
+    assert gradient[0].tolist() == [float(unknown_B.sum())] * 3  # the unknown user is learned
+    assert not gradient[[1, 3, 4]].any()
+
+
+def test_nth_vectors_are_counted_from_one_and_zero_is_nothing() -> None:
+    values_BLD = torch.arange(12.0).view(2, 3, 2) + 1
+    picked = nth_vectors(values_BLD, torch.tensor([[3, 0, 1, 1], [0, 2, 2, 3]]))
+    assert picked.tolist() == [
+        [[5, 6], [0, 0], [1, 2], [1, 2]],
+        [[0, 0], [9, 10], [9, 10], [11, 12]],
+    ]
