@@ -11,9 +11,9 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
-from srd_source import PIECES, Shown, course, cover, pair, second, title, write, write_vocabulary
 from typer.testing import CliRunner
 
+from srd_source import PIECES, Shown, course, cover, pair, second, title, write, write_vocabulary
 from storyrec import cli
 from storyrec.config import Config
 from storyrec.data.dataset import build_dataset
@@ -179,14 +179,9 @@ def test_times_in_milliseconds_newest_first_and_packed_give_the_same_logs(tmp_pa
     for name, rows in (("train", train), ("test", test)):
         (source / f"SRD-1_{name}_data.txt").unlink()
         turned = []
-        for columns in (row.columns() for row in rows):
-            for number in (3, 4, 5, 6):
-                columns[number] = ",".join(reversed(columns[number].split(",")))
+        for columns in (_newest_first(row.columns()) for row in rows):
             for number in (5, 6):
                 columns[number] = ",".join(f"{part}000" for part in columns[number].split(","))
-            for items, wide in ((7, (11, 12, 16, 18)), (8, (13, 14, 17, 19))):
-                for number in wide:
-                    columns[number] = _turn(columns[number], real=int(columns[items]))
             turned.append(columns)
         text = "".join("\t".join(columns) + "\n" for columns in turned)
         (source / f"SRD-1_{name}_data.txt.gz").write_bytes(gzip.compress(text.encode()))
@@ -197,11 +192,20 @@ def test_times_in_milliseconds_newest_first_and_packed_give_the_same_logs(tmp_pa
         pd.testing.assert_frame_equal(found.reset_index(drop=True), expected.reset_index(drop=True))
 
 
-def test_without_absolute_times_the_hour_blocks_date_the_clicks(tmp_path: Path) -> None:
+@pytest.mark.parametrize("newest_first", [False, True])
+def test_without_absolute_times_the_hour_blocks_date_the_clicks(tmp_path: Path, newest_first: bool) -> None:
     day = DAYS[0]
-    first = Shown("u", 100, False, second(day, 5), [(110, second(day, 1.2)), (111, second(day, 3.4))], [])
+    first = Shown(
+        "u", 100, False, second(day, 5), [(110, second(day, 1.2)), (113, second(day, 3.3)), (111, second(day, 3.4))], []
+    )
     later = Shown("u", 101, True, second(day, 9), [*first.stories, (112, second(day, 6.5))], [(900, second(day, 8.8))])
-    write(tmp_path / "in" / "SRD-1_train_data.txt", [row.columns(dated=False) for row in (first, later)])
+    write(
+        tmp_path / "in" / "SRD-1_train_data.txt",
+        [
+            _newest_first(row.columns(dated=False)) if newest_first else row.columns(dated=False)
+            for row in (first, later)
+        ],
+    )
     write_vocabulary(tmp_path / "in" / "vocab.txt")
     summary = import_srd(source=tmp_path / "in", out=tmp_path / "out", vocabulary=None)
     assert summary["inferred"]["rows_dated_by_blocks_alone"] == 2
@@ -210,7 +214,9 @@ def test_without_absolute_times_the_hour_blocks_date_the_clicks(tmp_path: Path) 
     gap = (impressions[101] - impressions[100]).total_seconds() / 3_600
     assert 3 <= gap <= 5
     assert 1 <= (impressions[101] - impressions[112]).total_seconds() / 3_600 <= 4
-    assert impressions[110] < impressions[111] < impressions[100] < impressions[112] < impressions[101]
+    assert (
+        impressions[110] < impressions[113] < impressions[111] < impressions[100] < impressions[112] < impressions[101]
+    )
 
 
 def test_word_pieces_stay_one_word_each(tmp_path: Path) -> None:
@@ -361,3 +367,12 @@ def _turn(text: str, *, real: int) -> str:
     values = text.split(",")
     rows = [values[start : start + len(values) // 20] for start in range(0, len(values), len(values) // 20)]
     return ",".join(value for row in [*rows[:real][::-1], *rows[real:]] for value in row)
+
+
+def _newest_first(columns: list[str]) -> list[str]:
+    for length, narrow, wide in ((7, (3, 5), (11, 12, 16, 18)), (8, (4, 6), (13, 14, 17, 19))):
+        for number in narrow:
+            columns[number] = ",".join(reversed(columns[number].split(",")))
+        for number in wide:
+            columns[number] = _turn(columns[number], real=int(columns[length]))
+    return columns
