@@ -17,7 +17,7 @@ from storyrec.experiments.retrieval import Gallery, Int64s, Vectors
 from storyrec.export import item_vectors
 from storyrec.models.extractors import Extractors, RawItems
 
-MAX_QUERIES = 20_000  # of the in-sample and of the held-out products each; of more, so many are sampled
+MAX_QUERIES = 10_000  # of the in-sample and of the held-out products each; of more, so many are sampled
 
 Embed = Callable[[RawItems], Vectors]
 """From N items of one domain to a matching vector each."""
@@ -66,8 +66,8 @@ def evaluate_matching(
         if part == "held_out":
             figures |= _prefixed("unseen", found.metrics(~np.isin(rows_Q, parts["in_sample"][:, 1])))
         if len(rows_Q):
-            figures |= gallery.compare_approximate(products_QD, product_rows_Q=rows_Q)
-    return figures
+            compared_QD, compared_Q = products_QD, rows_Q
+    return figures | gallery.compare_approximate(compared_QD, product_rows_Q=compared_Q)
 
 
 def raw_covers(items: RawItems) -> Vectors:
