@@ -91,10 +91,10 @@ def read_results(path: Path) -> Results:
         results = _from_json(text, where=path) if path.suffix == ".json" else _from_csv(text, where=path)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise _not_results(f"the file cannot be read as results: {_reason(error)}", where=path) from error
-    runs = [(run.method, run.seed) for run in results.runs]
+    runs = [(run.group, run.method, run.seed) for run in results.runs]
     doubled = next((run for run in runs if runs.count(run) > 1), None)
     if doubled:
-        raise _not_results(f"'{doubled[0]}' with seed {doubled[1]} is there twice", where=path)
+        raise _not_results(f"'{doubled[1]}' with seed {doubled[2]} is there twice", where=path)
     return results
 
 
@@ -176,7 +176,11 @@ def _run(row: Mapping[str, str]) -> Run:
 
 
 def _row_metrics(row: Mapping[str, str]) -> Metrics:
-    return {name: float(value) for name, value in row.items() if name not in COLUMNS and value != ""}
+    return {
+        name: int(value) if value.isdecimal() else float(value)
+        for name, value in row.items()
+        if name not in COLUMNS and value != ""
+    }
 
 
 def _without_nan(metrics: Metrics) -> dict[str, float | None]:
