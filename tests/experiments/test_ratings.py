@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,18 @@ import numpy as np
 import pytest
 from scipy.stats import ttest_rel
 
+from storyrec.bundle import Bundle
+from storyrec.config import Config
 from storyrec.data.dataset import Dataset
 from storyrec.errors import DataError, ModelError
-from storyrec.experiments.rating_sheet import WITH, WITHOUT, MatchVectors, make_rating_sheet, read_vectors
+from storyrec.experiments.rating_sheet import (
+    WITH,
+    WITHOUT,
+    MatchVectors,
+    make_rating_sheet,
+    read_vectors,
+    write_rating_sheet,
+)
 from storyrec.experiments.ratings import COLUMNS, evaluate_ratings, markdown_table, write_ratings
 from trained import World
 
@@ -212,3 +222,29 @@ def test_files_that_are_no_files_are_named(key: dict[str, Any], tmp_path: Path) 
         evaluate_ratings([], key=tmp_path / "sheet.html")
     with pytest.raises(DataError, match="no filled sheets"):
         evaluate_ratings([], key=tmp_path / "key.json")
+
+
+def test_the_sheet_is_made_from_finished_runs(world: World, packed: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"no experiments in this folder[\s\S]*experiment table6"):
+        write_rating_sheet(tmp_path, config=Config(), seed=0, out=tmp_path / "sheet")
+    shutil.copytree(world.dataset, tmp_path / "dataset")
+    (tmp_path / "data.json").write_text("{}")
+    facts = world.config.model_dump(mode="json", include={"features", "model"})
+    (tmp_path / "experiment.json").write_text(json.dumps(facts))
+    fine_tuned = tmp_path / "runs" / "adapt-w-o-dual" / "seed-0" / "model.safetensors"
+    fine_tuned.parent.mkdir(parents=True)
+    shutil.copy(packed / "aden.safetensors", fine_tuned)
+    with pytest.raises(DataError, match=r"no dual.safetensors of seed 0[\s\S]*experiment table6"):
+        write_rating_sheet(tmp_path, config=Config(), seed=0, out=tmp_path / "sheet")
+    pretrained = tmp_path / "pretrained" / "dual" / "seed-0" / "dual.safetensors"
+    pretrained.parent.mkdir(parents=True)
+    shutil.copy(packed / "dual.safetensors", pretrained)
+    write_rating_sheet(tmp_path, config=Config(), seed=0, out=tmp_path / "sheet")
+    key = json.loads((tmp_path / "sheet" / "key.json").read_text())
+    bundle = Bundle.load(packed)
+    for product in key["products"]:
+        (found,) = (story["story_id"] for story in product["stories"] if story["method"] == WITH)
+        product_M = bundle.products.match_NM[bundle.products.rows(product["product_id"])]
+        distances_N = np.linalg.norm(bundle.stories.match_NM[1:] - product_M, axis=1)
+        distance = distances_N[bundle.stories.rows(found) - 1]
+        assert distance == pytest.approx(distances_N.min(), abs=1e-4)

@@ -18,6 +18,7 @@ experiment_app = typer.Typer(help="Is ADAPT better than X on my data? The paper'
 DataArgument = Annotated[Path, typer.Argument(metavar="DATA", help="Data root of the log contract.")]
 RootOption = Annotated[Path, typer.Option("--out", help="Folder of the experiments on this data; finished runs stay.")]
 SeedsOption = Annotated[int, typer.Option("--seeds", min=1, help="Runs of every method.")]
+SeedOption = Annotated[int, typer.Option("--seed", min=0, help="Whose runs.")]
 JobsOption = Annotated[int, typer.Option("--jobs", min=1, help="Processes at a time.")]
 SmallOption = Annotated[bool, typer.Option("--small", help="Two seeds and short trainings: some ten minutes.")]
 ConfigOption = Annotated[
@@ -197,3 +198,41 @@ def tune(
     run_searches(chosen, root=out, config=prepared.config, dataset=prepared.dataset, num_trials=trials, num_jobs=jobs)
     write_tuned(chosen, root=out, out=out / "tuned.toml")
     typer.echo(f"{out / 'tuned.toml'}")
+
+
+@experiment_app.command()
+def failures(
+    out: RootOption = DEFAULT_ROOT,
+    seed: SeedOption = 0,
+    count: Annotated[int, typer.Option("--count", min=1, help="Failures of either kind.")] = 10,
+) -> None:
+    """Table IX: the worst failures of ADAPT, and what each domain alone said; needs table6."""
+    from storyrec.experiments.failures import PAGE, write_failures
+    from storyrec.experiments.prepare import prepared_dataset
+
+    write_failures(out, data=prepared_dataset(out), seed=seed, out=out / "failures", count=count)
+    typer.echo(f"{out / 'failures' / PAGE}")
+
+
+@experiment_app.command()
+def rating_sheet(out: RootOption = DEFAULT_ROOT, seed: SeedOption = 0, config: ConfigOption = None) -> None:
+    """Table VIII: a blinded sheet on which volunteers rate stories for products; needs table6."""
+    from storyrec.experiments.rating_sheet import KEY, SHEET, write_rating_sheet
+
+    folder = out / "rating-sheet"
+    write_rating_sheet(out, config=load_config(config), seed=seed, out=folder)
+    typer.echo(f"{folder / SHEET}\n{folder / KEY} (keep it from the volunteers)")
+
+
+@experiment_app.command()
+def ratings(
+    sheets: Annotated[list[Path], typer.Argument(metavar="CSV...", help="Files that the sheet saved.")],
+    key: Annotated[Path, typer.Option("--key", help="key.json of that sheet.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder to write; replaced whole.")],
+) -> None:
+    """Table VIII: average filled sheets, unblind and compare them."""
+    from storyrec.experiments.ratings import evaluate_ratings, markdown_table, write_ratings
+
+    found = evaluate_ratings(sheets, key=key)
+    write_ratings(found, out)
+    typer.echo(markdown_table(found))

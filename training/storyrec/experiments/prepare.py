@@ -17,7 +17,7 @@ from storyrec.logs.simulate import MARKER
 from storyrec.logs.validate import validate_logs
 from storyrec.storage import open_storage, write_file
 
-DATA = "data.json"
+DATA, DATASET = "data.json", "dataset"
 COVER_BLOCK = 65_536
 HALF_EXPONENT = 0x7C00  # all its bits set: infinity or not a number
 
@@ -71,7 +71,7 @@ def prepare(config: Config, *, data: Path, root: Path, day: date | None = None) 
         )
     day = day or suggest_days(logs)[1]
     facts = {"logs": str(data.resolve()), "day": day.isoformat(), "windows": config.windows.model_dump(mode="json")}
-    dataset = root / "dataset"
+    dataset = root / DATASET
     marker = root / DATA
     if marker.exists():
         found = json.loads(marker.read_bytes())
@@ -94,6 +94,22 @@ def prepare(config: Config, *, data: Path, root: Path, day: date | None = None) 
         check_covers(catalog, name=name)
     write_file(marker, json.dumps(facts, indent=1).encode())
     return Prepared(config, dataset)
+
+
+def prepared_dataset(root: Path) -> Dataset:
+    """The dataset that the experiments of a folder ran on.
+
+    Raises:
+        DataError: nothing was run there.
+    """
+    if not (root / DATA).exists():
+        raise DataError(
+            "there are no experiments in this folder",
+            expected="finished runs of Table VI",
+            where=str(root),
+            remedy="run `storyrec experiment table6 DATA` first, with the same --out",
+        )
+    return Dataset.load(root / DATASET)
 
 
 def check_covers(catalog: Catalog, *, name: str) -> None:

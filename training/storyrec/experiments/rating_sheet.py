@@ -16,12 +16,16 @@ import jinja2
 import numpy as np
 import numpy.typing as npt
 
-from storyrec.config import Config
+from storyrec.config import Config, update_config
 from storyrec.data.dataset import Dataset
 from storyrec.errors import DataError
+from storyrec.experiments.fit import WEIGHTS, pretrained_folder, run_folder
+from storyrec.experiments.methods import ADAPT, WITHOUT_DUAL
+from storyrec.experiments.prepare import prepared_dataset
+from storyrec.experiments.run import EXPERIMENT
 from storyrec.export import item_vectors, load_trained_extractors
 from storyrec.match import nearest_stories
-from storyrec.pretrain import build_extractors, raw_items
+from storyrec.pretrain import DUAL_WEIGHTS, build_extractors, raw_items
 from storyrec.storage import write_file
 
 SHEET, KEY = "sheet.html", "key.json"
@@ -48,6 +52,38 @@ class MatchVectors:
 
     stories_NM: Floats
     products_NM: Floats
+
+
+def write_rating_sheet(root: Path, *, config: Config, seed: int, out: Path) -> None:
+    """Make the sheet from the extractors of ADAPT without DUAL, fine-tuned, and those that DUAL pre-trained.
+
+    Args:
+        root: folder of the experiments, with the runs of Table VI.
+        config: the settings that its runs do not set.
+        seed: whose extractors, and of the draw.
+        out: folder to write; see `make_rating_sheet`.
+
+    Raises:
+        DataError: a run is missing.
+        ModelError: its weights are damaged.
+    """
+    data = prepared_dataset(root)
+    snapshots = (
+        run_folder(root, WITHOUT_DUAL.name, seed=seed) / WEIGHTS,
+        pretrained_folder(root, ADAPT.pretraining or "", seed=seed) / DUAL_WEIGHTS,
+    )
+    for path in (root / EXPERIMENT, *snapshots):
+        if not path.exists():
+            raise DataError(
+                f"there is no {path.name} of seed {seed}",
+                expected="finished runs of Table VI",
+                where=str(path),
+                remedy="run `storyrec experiment table6 DATA` first, into the same folder and with enough seeds",
+            )
+    facts = json.loads((root / EXPERIMENT).read_bytes())
+    settings = update_config(config, {section: facts[section] for section in ("features", "model")})
+    without_dual, with_dual = (read_vectors(path, config=settings, data=data) for path in snapshots)
+    make_rating_sheet(data, without_dual=without_dual, with_dual=with_dual, seed=seed, out=out)
 
 
 def read_vectors(weights: Path, *, config: Config, data: Dataset) -> MatchVectors:
