@@ -4,8 +4,8 @@ import io
 import math
 from collections.abc import Mapping, Sequence
 
-import matplotlib
 import markupsafe
+import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -18,7 +18,8 @@ COLORS = ("#4878a8", "#d08a2e", "#5b8c5a", "#8b6bab", "#a0636b", "#6b7785")
 MARKERS = ("o", "D", "s")
 INK, SOFT, ORACLE = "#1d2733", "#66758a", "#b3362b"
 CHANCE = 0.5
-BAR, WIDTH = 0.3, 7.2  # inches
+BAR, WIDTH = 0.28, 6.2  # inches
+LABEL_GAP = 0.042  # of the height of a plot
 
 
 def plot_auc(
@@ -58,34 +59,59 @@ def plot_auc(
     axes.set_yticks(list(places), [row.method for row in rows])
     axes.invert_yaxis()
     axes.margins(y=0.02)
-    axes.set_xlabel("per-user AUC, from chance (.5) on; the line is ± 1 standard deviation over the seeds")
+    axes.set_xlabel("per-user AUC, from chance (.5) on, ± 1 standard deviation")
     figure.legend(handles=handles, loc="outside upper left", ncols=3, frameon=False, fontsize=9)
     _bare(axes)
     return _svg(figure)
 
 
 def plot_against_published(rows: Sequence[Row], *, published: Mapping[str, Figures]) -> markupsafe.Markup:
-    """Ours against the published per-user AUC, one panel a dataset.
+    """Our per-user AUC against the published ones, which a line joins for each method.
 
     Args:
         rows: methods; those that were not published are left out.
         published: by dataset and method.
     """
-    figure = Figure(figsize=(WIDTH, 3.9), layout="constrained")
-    panels = figure.subplots(1, len(published), sharey=True, squeeze=False)[0]
+    figure = Figure(figsize=(WIDTH, 4.6), layout="constrained")
+    axes = figure.subplots()
     colors = _group_colors(rows)
-    for axes, (dataset, figures) in zip(panels, published.items(), strict=True):
-        for row in rows:
-            if row.method not in figures:
-                continue
-            x, y = figures[row.method]["per_user_auc"], row.mean("per_user_auc")
-            axes.errorbar(x, y, yerr=_deviation(row), color=colors[row.group], marker="o", capsize=2.5, markersize=5)
-            axes.annotate(row.method, (x, y), xytext=(6, -3), textcoords="offset points", fontsize=7.5, color=INK)
-        axes.margins(x=0.16, y=0.08)
-        axes.set_xlabel(f"published per-user AUC, {dataset}")
-        _bare(axes)
-    panels[0].set_ylabel("per-user AUC here")
+    known = [
+        row
+        for row in rows
+        if math.isfinite(row.mean("per_user_auc")) and all(row.method in figures for figures in published.values())
+    ]
+    for row in known:
+        theirs = [figures[row.method]["per_user_auc"] for figures in published.values()]
+        ours = row.mean("per_user_auc")
+        axes.plot(theirs, [ours] * len(theirs), color=colors[row.group], linewidth=1.2)
+        for x, marker in zip(theirs, MARKERS, strict=False):
+            axes.errorbar(x, ours, yerr=_deviation(row), color=colors[row.group], marker=marker, markersize=5)
+    axes.margins(x=0.04, y=0.06)
+    _label_right(axes, {row.method: (row.mean("per_user_auc"), colors[row.group]) for row in known})
+    axes.legend(
+        handles=[
+            Line2D([], [], label=dataset, color=SOFT, linestyle="none", marker=marker)
+            for dataset, marker in zip(published, MARKERS, strict=False)
+        ],
+        loc="upper left",
+        frameon=False,
+    )
+    axes.set_xlabel("published per-user AUC")
+    axes.set_ylabel("per-user AUC here")
+    _bare(axes)
     return _svg(figure)
+
+
+def _label_right(axes: Axes, labels: Mapping[str, tuple[float, str]]) -> None:
+    """Name heights (with a color each) at the right edge, moved apart where they would overlap."""
+    low, high = axes.get_ylim()
+    axes.set_ylim(low, high)
+    place = -1.0
+    for text, (height, color) in sorted(labels.items(), key=lambda label: label[1][0]):
+        at = (height - low) / (high - low)
+        place = max(at, place + LABEL_GAP)
+        axes.plot([1.0, 1.03], [at, place], transform=axes.transAxes, color=color, linewidth=0.8, clip_on=False)
+        axes.text(1.04, place, text, transform=axes.transAxes, fontsize=8.5, color=color, va="center")
 
 
 def _group_colors(rows: Sequence[Row]) -> dict[str, str]:

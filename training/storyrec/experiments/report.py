@@ -7,15 +7,15 @@ from typing import Any
 
 import jinja2
 
-from storyrec.errors import DataError
-from storyrec.experiments.comparison import Agreement, Ranking, Row, agree, headroom_share, rows_of
+from storyrec.experiments.comparison import Ranking, Row, agree, headroom_share, rows_of
+from storyrec.experiments.markdown import markdown_table
 from storyrec.experiments.plots import plot_against_published, plot_auc
 from storyrec.experiments.results import CSV, Results, read_results, write_results
 from storyrec.experiments.table import (
     JUDGED_APART,
     OTHER_METRICS,
-    Cell,
     Table,
+    check_results,
     differences,
     headline_metrics,
     label,
@@ -69,15 +69,17 @@ def render_experiment(results: Results) -> str:
     Raises:
         DataError: there are no runs, or they have no per-user AUC.
     """
-    _check(results)
+    check_results(results)
     rows = rows_of(results)
     table = make_table(results, metrics=headline_metrics(results))
     agreement = agree(rows, table.published, metric="per_user_auc") if table.has_published else None
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["thousands"] = "{:,}".format
     template = environment.from_string((files("storyrec") / "templates" / "experiment.html.j2").read_text("utf-8"))
     return template.render(
         title=_title(results),
         results=results,
+        apart=results.experiment in JUDGED_APART,
         rows=rows,
         table=table,
         others=make_table(results, metrics=[name for name in OTHER_METRICS if name in results.runs[0].metrics]),
@@ -99,60 +101,6 @@ def render_experiment(results: Results) -> str:
             "published": plot_against_published(rows, published=table.published) if agreement else None,
         },
     )
-
-
-def markdown_table(results: Results) -> str:
-    """The table in the paper's form, and every method against ADAPT, as Markdown.
-
-    Raises:
-        DataError: there are no runs, or they have no per-user AUC.
-    """
-    _check(results)
-    table = make_table(results, metrics=headline_metrics(results))
-    names = [label(metric) for metric in table.metrics]
-    shares = ["of the oracle's headroom"] if table.has_oracle else []
-    published = [f"{dataset} {name}" for dataset in table.published for name in names]
-    lines = [*_head(["Group", "Method"], [*names, *shares, *published])]
-    for group, members in table.groups.items():
-        for line in members:
-            cells = [*(_mark(cell) for cell in line.cells), *([line.share] if shares else []), *line.published]
-            lines.append(_line([group, line.row.method, *cells]))
-    for name, figures, share in table.references:
-        lines.append(_line(["reference", name, *figures, *([share] if shares else []), *[""] * len(published)]))
-    lines += ["", _legend(table), ""]
-    compared = differences(results)
-    if compared:
-        lines += _head(["Method", "against"], ["per-user AUC", "paired t-test", "common seeds"])
-        for found in compared:
-            test = found.test
-            lines.append(
-                _line(
-                    [
-                        found.row.method,
-                        found.base,
-                        signed(test.difference),
-                        probability(test.p_value),
-                        str(test.num_seeds),
-                    ]
-                )
-            )
-        lines.append("")
-    if table.has_published:
-        lines += [_agreement(agree(rows_of(results), table.published, metric="per_user_auc")), ""]
-    return "\n".join(lines)
-
-
-def _check(results: Results) -> None:
-    problem = "the results hold no run" if not results.runs else ""
-    if not problem and not all("per_user_auc" in run.metrics for run in results.runs):
-        problem = "a run has no per-user AUC"
-    if problem:
-        raise DataError(
-            problem,
-            expected="runs with the figures of an evaluation",
-            where=f"results of the experiment '{results.experiment}'",
-            remedy="run the experiment again",
-        )
 
 
 def _title(results: Results) -> str:
@@ -219,36 +167,3 @@ def _flat(data: Mapping[str, Any], *, prefix: str = "") -> Iterator[tuple[str, A
             yield from _flat(value, prefix=f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", value
-
-
-def _head(left: list[str], right: list[str]) -> list[str]:
-    return [_line([*left, *right]), "|" + " --- |" * len(left) + " ---: |" * len(right)]
-
-
-def _line(cells: list[str]) -> str:
-    return f"| {' | '.join(cell.replace('|', '&#124;') for cell in cells)} |"
-
-
-def _mark(cell: Cell) -> str:
-    text = f"**{cell.text}**" if cell.is_best else f"<u>{cell.text}</u>" if cell.is_second else cell.text
-    return text + (r"\*" if cell.has_star else "")
-
-
-def _legend(table: Table) -> str:
-    published = " SRD-1 and SRD-2: as published in the paper, on its own data." if table.has_published else ""
-    return (
-        "Mean ± standard deviation over the seeds; **best**, <u>second</u>; \\* the best is better than the second, "
-        f"paired t-test over the seeds, p < 0.01.{published}"
-    )
-
-
-def _agreement(agreement: Agreement) -> str:
-    correlations = ", ".join(f"{value:.2f} ({dataset})" for dataset, value in agreement.correlations.items())
-    pairs = "; ".join(
-        f"{pair.better} above {pair.worse} ({probability(pair.test.p_value)})" for pair in agreement.significant
-    )
-    return (
-        f"Rank correlation with the paper's order of {agreement.num_methods} methods by per-user AUC: {correlations}. "
-        f"Of {agreement.num_pairs} pairs {len(agreement.reversals)} stand the other way round here, "
-        f"{len(agreement.significant)} of them significantly{': ' + pairs if pairs else ''}."
-    )

@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from storyrec.errors import DataError
 from storyrec.experiments.comparison import PairedTest, Ranking, Row, headroom_share, paired_test, rank, rows_of
 from storyrec.experiments.published import EXPERIMENTS, Figures
 from storyrec.experiments.results import Results
@@ -31,15 +32,17 @@ class Cell:
     """A figure of a method.
 
     Attributes:
-        text: mean ± standard deviation over the seeds.
+        mean: over the seeds.
+        deviation: standard deviation over the seeds; empty with one seed.
         is_best, is_second: by the mean.
         has_star: best, and significantly better than the second.
     """
 
-    text: str
-    is_best: bool = False
-    is_second: bool = False
-    has_star: bool = False
+    mean: str
+    deviation: str
+    is_best: bool
+    is_second: bool
+    has_star: bool
 
 
 @dataclass(frozen=True)
@@ -132,6 +135,24 @@ def make_table(results: Results, *, metrics: Sequence[str]) -> Table:
     return Table(tuple(metrics), groups, references, rankings, published, has_oracle=math.isfinite(oracle))
 
 
+def check_results(results: Results) -> None:
+    """Refuse results that no table can be made of.
+
+    Raises:
+        DataError: there are no runs, or one has no per-user AUC.
+    """
+    problem = "the results hold no run" if not results.runs else ""
+    if not problem and not all("per_user_auc" in run.metrics for run in results.runs):
+        problem = "a run has no per-user AUC"
+    if problem:
+        raise DataError(
+            problem,
+            expected="runs with the figures of an evaluation",
+            where=f"results of the experiment '{results.experiment}'",
+            remedy="run the experiment again",
+        )
+
+
 def headline_metrics(results: Results) -> tuple[str, ...]:
     """The paper's figures under our names: per-user AUC, and HR and NDCG at the K that was evaluated."""
     names = dict.fromkeys(name for run in results.runs for name in run.metrics)
@@ -175,7 +196,7 @@ def signed(value: float) -> str:
 
 def percent(share: float) -> str:
     """A share as whole percents; nothing where there is none."""
-    return f"{100 * share:.0f} %".replace("-", "−") if math.isfinite(share) else ""
+    return f"{100 * share:.0f}\N{NO-BREAK SPACE}%".replace("-", "−") if math.isfinite(share) else ""
 
 
 def probability(p_value: float) -> str:
@@ -183,12 +204,6 @@ def probability(p_value: float) -> str:
     if not math.isfinite(p_value):
         return "p unknown"
     return "p < 0.001" if p_value < 0.001 else f"p = {p_value:.3f}"
-
-
-def spread(row: Row, metric: str) -> str:
-    """Mean ± standard deviation over the seeds; the mean alone with one seed."""
-    deviation = row.deviation(metric)
-    return number(row.mean(metric)) + (f" ± {deviation:.4f}" if math.isfinite(deviation) else "")
 
 
 def _compared(experiment: str, rows: Sequence[Row]) -> dict[str, list[Row]]:
@@ -200,5 +215,12 @@ def _compared(experiment: str, rows: Sequence[Row]) -> dict[str, list[Row]]:
 
 
 def _cell(row: Row, ranking: Ranking) -> Cell:
+    deviation = row.deviation(ranking.metric)
     is_best = row is ranking.best
-    return Cell(spread(row, ranking.metric), is_best, row is ranking.second, is_best and ranking.has_star)
+    return Cell(
+        mean=number(row.mean(ranking.metric)),
+        deviation=f"± {deviation:.4f}" if math.isfinite(deviation) else "",
+        is_best=is_best,
+        is_second=row is ranking.second,
+        has_star=is_best and ranking.has_star,
+    )
