@@ -179,6 +179,92 @@ def beyond(
 
 
 @experiment_app.command()
+def table5(
+    data: DataArgument,
+    out: RootOption = DEFAULT_ROOT,
+    methods: MethodsOption = "",
+    config: ConfigOption = None,
+) -> None:
+    """Table V: floating-point operations per instance of every method, with items extracted once and not."""
+    from storyrec.experiments.flops import run_table5
+    from storyrec.experiments.methods import TABLE_4
+    from storyrec.experiments.prepare import prepare
+    from storyrec.experiments.report import write_report
+
+    chosen = choose(TABLE_4, methods)
+    prepared = prepare(load_config(config), data=data, root=out)
+    write_report(run_table5(chosen, config=prepared.config, dataset=prepared.dataset), out / "table5")
+    typer.echo(f"{out / 'table5' / 'report.html'}")
+
+
+@experiment_app.command()
+def table7(
+    data: DataArgument, out: RootOption = DEFAULT_ROOT, seeds: SeedsOption = 5, config: ConfigOption = None
+) -> None:
+    """Table VII: which extractors find stories for products best; needs table6 and beyond."""
+    from storyrec.data.dataset import Dataset
+    from storyrec.experiments.prepare import prepare
+    from storyrec.experiments.report import write_report
+    from storyrec.experiments.table7 import run_table7
+
+    prepared = prepare(load_config(config), data=data, root=out)
+    results = run_table7(out, config=prepared.config, data=Dataset.load(prepared.dataset), seeds=range(seeds))
+    write_report(results, out / "table7")
+    typer.echo(f"{out / 'table7' / 'report.html'}")
+
+
+@experiment_app.command()
+def placebo(
+    data: DataArgument,
+    out: RootOption = DEFAULT_ROOT,
+    seeds: SeedsOption = 5,
+    jobs: JobsOption = NUM_CORES,
+    small: SmallOption = False,
+    config: ConfigOption = None,
+) -> None:
+    """Worlds in which a gain must vanish: without shared interests, without a gap, shuffled mounts, permuted clicks."""
+    from storyrec.experiments.placebo import run_placebos
+    from storyrec.experiments.report import write_report
+
+    results = run_placebos(
+        load_config(config),
+        data=data,
+        root=out / "small" if small else out,
+        seeds=range(SMALL_SEEDS if small else seeds),
+        num_jobs=jobs,
+        overrides=SMALL if small else {},
+    )
+    write_report(results, out / "placebo")
+    typer.echo(f"{out / 'placebo' / 'report.html'}")
+
+
+@experiment_app.command()
+def srd_sample(
+    source: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of the sample of SRD-1's pairs.")],
+    vocabulary: Annotated[Path, typer.Option("--vocabulary", help="Word pieces, one a line.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder to write.")],
+    seeds: SeedsOption = 5,
+) -> None:
+    """Statistics of the published sample, and DUAL trained on one half and asked for the other."""
+    from storyrec.experiments.srd_sample import run_srd_sample
+
+    run_srd_sample(source, out=out, seeds=range(seeds), vocabulary=vocabulary)
+    typer.echo(f"{out / 'srd_sample.md'}")
+
+
+@experiment_app.command()
+def report(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="results.csv or results.json of an experiment.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder to write.")],
+) -> None:
+    """Make an experiment's tables and plots again from its results."""
+    from storyrec.experiments.report import remake_report
+
+    remake_report(file, out=out)
+    typer.echo(f"{out / 'report.html'}")
+
+
+@experiment_app.command()
 def tune(
     data: DataArgument,
     out: Annotated[Path, typer.Option("--out", help="Folder of the search; finished trials stay.")],

@@ -26,9 +26,9 @@ from storyrec.storage import FolderStorage, write_file
 
 TUNED = Path(__file__).with_name("tuned.toml")
 
-LEARNING_RATES = (3e-4, 1e-2)
+LEARNING_RATES = (3e-4, 3e-2)
 WEIGHT_DECAYS = tuple(10.0**power for power in range(-7, 1))  # the paper's range
-EPOCHS = (2, 4, 6)
+EPOCHS = (2, 4, 8)
 
 
 def tuned(method: Method) -> Mapping[str, Any]:
