@@ -180,13 +180,14 @@ def agree(rows: Sequence[Row], published: Mapping[str, Figures], *, metric: str)
 
     Args:
         rows: our methods; those that were not published are left out.
-        published: by dataset, method and metric.
+        published: by dataset, method and metric; nothing to compare with where empty.
         metric: of which higher is better.
     """
     ours = [
         row
         for row in rows
-        if math.isfinite(row.mean(metric))
+        if published
+        and math.isfinite(row.mean(metric))
         and all(metric in figures.get(row.method, {}) for figures in published.values())
     ]
     correlations = {

@@ -25,8 +25,9 @@ def markdown_table(results: Results) -> str:
     check_results(results)
     table = make_table(results, metrics=headline_metrics(results))
     lines = [*_figures(table), "", _legend(table), "", *_differences(results)]
-    if table.has_published:
-        lines += ["", _agreement(agree(rows_of(results), table.published, metric="per_user_auc"))]
+    agreement = agree(rows_of(results), table.published, metric="per_user_auc")
+    if agreement.num_methods > 1:
+        lines += ["", _agreement(agreement)]
     return "\n".join(lines).rstrip() + "\n"
 
 

@@ -72,7 +72,7 @@ def render_experiment(results: Results) -> str:
     check_results(results)
     rows = rows_of(results)
     table = make_table(results, metrics=headline_metrics(results))
-    agreement = agree(rows, table.published, metric="per_user_auc") if table.has_published else None
+    agreement = agree(rows, table.published, metric="per_user_auc")
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters["thousands"] = "{:,}".format
     template = environment.from_string((files("storyrec") / "templates" / "experiment.html.j2").read_text("utf-8"))
@@ -85,7 +85,7 @@ def render_experiment(results: Results) -> str:
         others=make_table(results, metrics=[name for name in OTHER_METRICS if name in results.runs[0].metrics]),
         verdicts=[*_verdicts(results, table)],
         differences=differences(results),
-        agreement=agreement,
+        agreement=agreement if agreement.num_methods > 1 else None,
         judged=_judged(results),
         notes=[*results.notes, *_seed_notes(rows, table)],
         data=dict(_flat(results.data)),
@@ -98,7 +98,7 @@ def render_experiment(results: Results) -> str:
         csv_name=CSV,
         plots={
             "auc": plot_auc(rows, references=results.references, published=table.published),
-            "published": plot_against_published(rows, published=table.published) if agreement else None,
+            "published": plot_against_published(rows, published=table.published) if agreement.num_methods > 1 else None,
         },
     )
 
