@@ -49,6 +49,8 @@ def test_help_lists_every_step(tmp_path: Path) -> None:
         (("run", "--data", "nowhere"), "", "there are no impressions at the place of the data"),
         (("rank", "--user", "1"), "", "no model is deployed yet"),
         (("match", "--product", "1"), "", "no model is deployed yet"),
+        (("explain", "--out", "out"), "", "no model is deployed yet"),
+        (("experiment", "rating-sheet", "--out", "out"), "", "storyrec experiment table6 DATA"),
         (
             ("registry", "show"),
             '[locations]\nregistry = "s3://bucket/models"\ns3_endpoint = "http://127.0.0.1:1"\n',
