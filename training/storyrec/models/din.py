@@ -81,10 +81,9 @@ class DeepInterestNetwork(Ranker):
     def user(self, features: Features) -> Tensor:
         """The user representation, [B, D]; zero where the whole sequence is padding."""
         story_BSD, blocks_BS = cut_sequence(features.story_BSD, features.story_blocks_BS)
-        story_BSD, mask_BS = story_BSD + self.time_blocks(blocks_BS), blocks_BS > 0
+        story_BSD = story_BSD + self.time_blocks(blocks_BS)
         weights_BS: Tensor = self.activation(features.target_BD, story_BSD)
         if self.normalized:
-            weights_BS = masked_softmax(weights_BS * story_BSD.shape[-1] ** -0.5, mask_BS, dim=1)
-        else:
-            weights_BS = weights_BS * mask_BS
+            weights_BS = masked_softmax(weights_BS * story_BSD.shape[-1] ** -0.5, blocks_BS > 0, dim=1)
+        # at padding the items are zero, whatever their weights
         return torch.matmul(weights_BS.unsqueeze(1), story_BSD).squeeze(1)
