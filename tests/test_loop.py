@@ -13,8 +13,8 @@ import torch
 from killed_step import STEPS, run_step, write_dataset
 from storyrec import loop
 from storyrec.checkpoint import CheckpointStore, run_key, weights_digest
-from storyrec.errors import ConfigError, ModelError
-from storyrec.loop import Judgement, Moment, Schedule, fitted_batch_size, rate_factor, train, training_device
+from storyrec.errors import ModelError
+from storyrec.loop import Judgement, Moment, Schedule, fitted_batch_size, rate_factor, train
 from storyrec.models.dropout import Dropout
 from storyrec.storage import FolderStorage
 
@@ -220,20 +220,3 @@ def test_rate_rises_and_falls_linearly() -> None:
 
 def test_few_examples_get_small_batches() -> None:
     assert [fitted_batch_size(number, largest=512) for number in (3, 1_600, 10_000, 10**6)] == [32, 32, 200, 512]
-
-
-def test_threads_are_one_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
-    before = torch.get_num_threads()
-    monkeypatch.delenv(loop.THREADS, raising=False)
-    with training_device():
-        assert torch.get_num_threads() == 1
-        assert (torch.tensor([1e-40]) * 1.0).item() == 0.0  # denormals are flushed
-    assert torch.get_num_threads() == before
-    assert (torch.tensor([1e-40]) * 1.0).item() > 0.0
-    monkeypatch.setenv(loop.THREADS, "2")
-    with training_device():
-        assert torch.get_num_threads() == 2
-    for wrong in ("0", "many", "-1"):
-        monkeypatch.setenv(loop.THREADS, wrong)
-        with pytest.raises(ConfigError, match=loop.THREADS), training_device():
-            pass

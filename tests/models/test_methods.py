@@ -12,9 +12,10 @@ import torch
 
 from builders import planted_dataset
 from storyrec.data.dataset import Dataset
+from storyrec.device import training_device
 from storyrec.experiments.methods import BEYOND, ORIGINALS, PRETRAININGS, TABLE_4, TABLE_6, Method, Sizes
 from storyrec.finetune import ClickStage
-from storyrec.loop import Moment, Schedule, train, training_device
+from storyrec.loop import Moment, Schedule, train
 from storyrec.metrics import per_user_auc
 from storyrec.models.click_model import ClickModel
 from storyrec.models.extractors import Extractors

@@ -18,8 +18,10 @@ from storyrec.config import Config
 from storyrec.data.batches import Batch, make_batch, user_batches
 from storyrec.data.dataset import Dataset
 from storyrec.data.instances import Instances
+from storyrec.device import compile_on_gpu, place_items, training_device
+from storyrec.distributed import present_team
 from storyrec.errors import DataError, ModelError
-from storyrec.loop import Judgement, Moment, Trained, fitted_batch_size, train, training_device
+from storyrec.loop import Judgement, Moment, Trained, fitted_batch_size, train
 from storyrec.metrics import per_user_auc
 from storyrec.models.aden import Aden
 from storyrec.models.click_model import ClickModel
@@ -41,6 +43,8 @@ def finetune_aden(
     config: Config, *, dataset: Path, dual: Path, champion: Path | None, checkpoints: Storage, out: Path
 ) -> None:
     """Train the click model on the training days' impressions.
+
+    Under torchrun all processes train together and the first one writes.
 
     Args:
         config: sections `model`, `features` and `aden`.
@@ -85,6 +89,8 @@ def finetune_aden(
             keep_start=start.champion,
             checkpoints=checkpoints,
         )
+        if not present_team().leads:
+            return
     report = {
         "step": "finetune_aden",
         "start": start.to_json(),
@@ -136,11 +142,13 @@ def train_click_model(
         },
     )
     model.extractors.requires_grad_(not settings.freeze_extractors)
+    device = next(model.parameters()).device
+    compile_on_gpu(model.ranker, device)
     stage = ClickStage(
         model,
         data=data,
-        stories=stories,
-        products=products,
+        stories=place_items(stories, device),
+        products=place_items(products, device),
         batch_size=fitted_batch_size(len(data.train), largest=settings.batch_size),
         sequence_length=config.features.sequence_length,
         num_time_blocks=config.model.num_time_blocks,
@@ -218,9 +226,15 @@ class ClickStage:
         return list(user_batches(self.data.train, batch_size=self.batch_size, generator=generator))
 
     def loss(self, index_B: Int64s, moment: Moment) -> tuple[Tensor, Mapping[str, float]]:
-        """The method's loss of the batch; binary cross-entropy, unless it has more terms. Paper: Eq. 11."""
-        batch = self._batch(self.data.train, index_B)
-        return self.model.loss(batch, stories=self.stories, products=self.products), {}
+        """The method's loss of the share, by its part of the batch; cross-entropy unless it has more terms.
+
+        Paper: Eq. 11.
+        """
+        share_B = index_B[moment.team.share(len(index_B))]
+        if not len(share_B):
+            return torch.zeros(()), {}
+        loss = self.model.loss(self._batch(self.data.train, share_B), stories=self.stories, products=self.products)
+        return loss * (len(share_B) / len(index_B)), {}
 
     def validate(self) -> Judgement:
         """Per-user AUC and log loss of the impressions that the AUC depends on."""

@@ -1,15 +1,15 @@
 """The one training loop: both stages run in it, and a killed run goes on exactly where it was.
 
 Everything random is drawn from (seed, epoch) or (seed, step), never from where a process happens
-to be, so a resumed run ends with the very bits of an uninterrupted one (on a CPU).
+to be, so a resumed run ends with the very bits of an uninterrupted one (on a CPU). Processes that train
+together share every batch; the first one judges and saves, and the others follow it.
 """
 
 import logging
 import math
-import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
@@ -19,10 +19,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from storyrec.checkpoint import Checkpoint, CheckpointStore
-from storyrec.errors import ConfigError, ModelError
-from storyrec.progress import track
+from storyrec.device import training_precision
+from storyrec.distributed import ALONE, Team, present_team
+from storyrec.errors import ModelError
+from storyrec.progress import Tracker, track
 
-THREADS = "STORYREC_THREADS"
 CHECKPOINT_SECONDS = 30.0
 SMALLEST_BATCH = 32
 STEPS_OF_A_SMALL_EPOCH = 50
@@ -40,12 +41,14 @@ class Moment:
     Attributes:
         step: from 0.
         progress: share of the planned steps that are done, in [0, 1].
-        generator: for the step's own draws.
+        generator: for the step's own draws, which are the same in every process.
+        team: the processes that share the batch.
     """
 
     step: int
     progress: float
     generator: np.random.Generator
+    team: Team = ALONE
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,10 @@ class Stage(Protocol):
         """The batches of one epoch, in order."""
 
     def loss(self, index_B: Int64s, moment: Moment) -> tuple[Tensor, Mapping[str, float]]:
-        """The loss of a batch, scalar, and what the curves show of it; the model is in training mode."""
+        """This process's part of the loss of a batch, scalar, and of what the curves show of it.
+
+        The sum of the parts of all processes is the loss of the batch. The model is in training mode.
+        """
 
     def validate(self) -> Judgement:
         """Judge the present weights; the model is in evaluation mode, gradients are off."""
@@ -163,6 +169,8 @@ class _Run:
         self, model: nn.Module, *, name: str, stage: Stage, schedule: Schedule, store: CheckpointStore | None
     ) -> None:
         self.model, self.name, self.stage, self.schedule, self.store = model, name, stage, schedule, store
+        self.team = present_team()
+        self.device = next(model.parameters()).device
         self.optimizer = torch.optim.AdamW(
             [parameter for parameter in model.parameters() if parameter.requires_grad],
             lr=schedule.learning_rate,
@@ -177,11 +185,11 @@ class _Run:
         self.num_planned_steps = self.num_epochs * num_batches
 
     def go(self) -> Trained:
-        checkpoint = self.store.load() if self.store else None
+        checkpoint = self.team.follow(lambda: self.store.load() if self.store else None)
         if checkpoint is not None:
             self._restore(checkpoint)
         state = self.state
-        with track(self.name, total=self.num_planned_steps) as tracker:
+        with self._tracked() as tracker:
             tracker.advance(state.step)
             if state.epoch == 0:
                 self._judge()
@@ -191,6 +199,11 @@ class _Run:
         self.model.load_state_dict(self.best)
         notes = [self.store.note] if self.store and self.store.note else []
         return Trained(state.curves, state.best_epoch, state.best_value, state.step, state.seconds, notes)
+
+    def _tracked(self) -> AbstractContextManager[Tracker]:
+        """The progress, which one process shows."""
+        total = self.num_planned_steps
+        return track(self.name, total=total) if self.team.leads else nullcontext(Tracker(self.name, total))
 
     def _batches(self, epoch: int) -> Sequence[Int64s]:
         return self.stage.batches(np.random.default_rng([self.schedule.seed, 0, epoch]))
@@ -214,16 +227,20 @@ class _Run:
         progress = min(1.0, state.step / self.num_planned_steps)
         entropy = np.random.SeedSequence([schedule.seed, 1, state.step])
         dropout_seed, draw_seed = (int(word) for word in entropy.generate_state(2))
-        torch.manual_seed(dropout_seed)
+        torch.manual_seed(dropout_seed + self.team.rank)
         halfway = min(1.0, (state.step + 0.5) / self.num_planned_steps)
         for group in self.optimizer.param_groups:
             group["lr"] = schedule.learning_rate * rate_factor(halfway, warmup_share=schedule.warmup_share)
 
-        loss, metrics = self.stage.loss(index_B, Moment(state.step, progress, np.random.default_rng(draw_seed)))
+        moment = Moment(state.step, progress, np.random.default_rng(draw_seed), self.team)
+        with training_precision(self.device):
+            loss, part = self.stage.loss(index_B, moment)
         self.optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        if loss.requires_grad:  # a share of nothing has no gradient
+            loss.backward()  # type: ignore[no-untyped-call]
+        metrics = self.team.add_up(self.model.parameters(), {"loss": loss.item(), **part})
+        loss_value = metrics["loss"]
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), schedule.clip_norm)
-        loss_value = loss.item()
         if not math.isfinite(loss_value) or not math.isfinite(norm.item()):
             raise ModelError(
                 f"the training diverged: loss {loss_value}, norm of the gradient {norm.item()}",
@@ -234,14 +251,14 @@ class _Run:
             )
         self.optimizer.step()
         state.step += 1
-        return {"loss": loss_value, **metrics}
+        return metrics
 
     def _judge(self) -> str:
         """Validate, keep the weights if they are the best so far, go on to the next epoch or finish."""
         state, schedule = self.state, self.schedule
         self.model.eval()
         with torch.inference_mode():
-            judgement = self.stage.validate()
+            judgement = self.team.follow(self.stage.validate)
         if not math.isfinite(judgement.value):
             raise ModelError(
                 f"the validation value is {judgement.value}",
@@ -262,7 +279,7 @@ class _Run:
         if not state.finished:
             state.epoch, state.position, state.sums = state.epoch + 1, 0, {}
         self._save()
-        if state.finished and self.store:
+        if state.finished and self.store and self.team.leads:
             self.store.discard_older()
         return f"epoch {entry['epoch']}: {judgement.value:.4f}"
 
@@ -270,7 +287,7 @@ class _Run:
         now = time.monotonic()
         self.state.seconds += now - self.started_at
         self.started_at = self.saved_at = now
-        if self.store is None:
+        if self.store is None or not self.team.leads:
             return
         tensors = {f"best.{key}": value for key, value in self.best.items()}
         if not self.state.finished:
@@ -285,8 +302,7 @@ class _Run:
         for name, tensor in checkpoint.tensors.items():
             part, _, key = name.partition(".")
             parts[part][key] = tensor
-        device = next(self.model.parameters()).device
-        self.best = {key: tensor.to(device) for key, tensor in parts["best"].items()}
+        self.best = {key: tensor.to(self.device) for key, tensor in parts["best"].items()}
         if self.state.finished:
             return
         self.model.load_state_dict(parts["model"])
@@ -318,32 +334,6 @@ def fitted_batch_size(num_examples: int, *, largest: int) -> int:
         largest: the size for plenty of examples.
     """
     return min(largest, max(SMALLEST_BATCH, num_examples // STEPS_OF_A_SMALL_EPOCH))
-
-
-@contextmanager
-def training_device() -> Iterator[torch.device]:
-    """The device to train on, with the CPU set up for it: the first GPU if there is one.
-
-    One thread, because on shared cores a second one made training five times slower; the environment
-    variable STORYREC_THREADS overrides it. Denormal numbers are flushed to zero, as Adam's moments
-    decay into them and they are slow.
-
-    Raises:
-        ConfigError: STORYREC_THREADS is not a positive integer.
-    """
-    text = os.environ.get(THREADS, "1")
-    if not text.isdecimal() or int(text) < 1:
-        raise ConfigError(
-            f"{THREADS} is '{text}'", expected="a positive integer", where="environment", remedy="correct or unset it"
-        )
-    before = torch.get_num_threads()
-    torch.set_num_threads(int(text))
-    torch.set_flush_denormal(True)
-    try:
-        yield torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    finally:
-        torch.set_flush_denormal(False)
-        torch.set_num_threads(before)
 
 
 def _to_json(value: Any) -> Any:

@@ -5,6 +5,7 @@ Paper: Sec. III-B. Legend: M pairs, B pairs of a batch, N items.
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,9 @@ from torch import Tensor
 from storyrec.checkpoint import CheckpointStore, run_key
 from storyrec.config import Config, Contrast, Training
 from storyrec.data.dataset import Dataset
-from storyrec.loop import Judgement, Moment, Schedule, Trained, fitted_batch_size, train, training_device
+from storyrec.device import place_items, training_device
+from storyrec.distributed import ALONE, Team, present_team
+from storyrec.loop import Judgement, Moment, Schedule, Trained, fitted_batch_size, train
 from storyrec.losses import domain_adversarial_loss, dual_domain_loss, info_nce_loss
 from storyrec.models.dual import Dual, reversal_strength
 from storyrec.models.extractors import Extractors, RawItems
@@ -29,11 +32,14 @@ DUAL_WEIGHTS = "dual.safetensors"
 TRAINING_REPORT = "training.json"
 
 Int64s = NDArray[np.int64]
+Bools = NDArray[np.bool_]
 TOO_FEW_PAIRS = "fewer than two stories mount a product: the extractors stay as they started"
 
 
 def pretrain_dual(config: Config, *, dataset: Path, champion: Path | None, checkpoints: Storage, out: Path) -> None:
     """Pre-train the extractors of both domains on the mounted products of the stories.
+
+    Under torchrun all processes train together and the first one writes.
 
     Where fewer than two stories mount a product there is nothing to contrast: the extractors stay as
     they started, and training.json says so.
@@ -78,8 +84,8 @@ def pretrain_dual(config: Config, *, dataset: Path, champion: Path | None, check
             model.to(device)
             stage = PairStage(
                 model,
-                stories=stories,
-                products=products,
+                stories=place_items(stories, device),
+                products=place_items(products, device),
                 mounts=Mounts(pairs_M2),
                 training_M2=training_M2,
                 validation_M2=validation_M2,
@@ -97,6 +103,8 @@ def pretrain_dual(config: Config, *, dataset: Path, champion: Path | None, check
                 schedule=read_schedule(settings, keep_start=start.champion),
                 store=CheckpointStore(checkpoints, key=key),
             )
+        if not present_team().leads:
+            return
     report = {
         "step": "pretrain_dual",
         "start": start.to_json(),
@@ -194,7 +202,10 @@ class PairStage:
     def loss(self, index_B: Int64s, moment: Moment) -> tuple[Tensor, Mapping[str, float]]:
         """Sum of the hinges and of the classifiers' cross-entropies, reversed for the extractors. Paper: Eq. 5-8."""
         parts = self._losses(
-            self.training_M2[index_B], strength=reversal_strength(moment.progress), generator=moment.generator
+            self.training_M2[index_B],
+            strength=reversal_strength(moment.progress),
+            generator=moment.generator,
+            team=moment.team,
         )
         total = torch.stack([part for name, part in parts.items() if not name.endswith("accuracy")]).sum()
         return total, _shown({name: part.item() for name, part in parts.items()})
@@ -213,55 +224,122 @@ class PairStage:
         }
         return Judgement(-sum(value for name, value in means.items() if name.endswith(self.contrast)), _shown(means))
 
-    def _losses(self, pairs_B2: Int64s, *, strength: float, generator: np.random.Generator) -> dict[str, Tensor]:
-        """Contrast, adversary and domain accuracy of each modality that the batch has."""
-        story = self.model.extractors.extract(self.stories, pairs_B2[:, 0])
-        product = self.model.extractors.extract(self.products, pairs_B2[:, 1])
+    def _losses(
+        self, pairs_B2: Int64s, *, strength: float, generator: np.random.Generator, team: Team = ALONE
+    ) -> dict[str, Tensor]:
+        """Contrast, adversary and domain accuracy of each modality that the batch has.
+
+        They are means over the batch; in a team, what this process's share of the pairs adds to them.
+        """
+        mine_B = np.zeros(len(pairs_B2), np.bool_)
+        mine_B[team.share(len(pairs_B2))] = True
+        all_B = np.ones(len(pairs_B2), np.bool_)
+        titles = all_B, all_B
+        covers = self.stories.has_cover_N[pairs_B2[:, 0]], self.products.has_cover_N[pairs_B2[:, 1]]
+        # drawn for the whole batch, and so the same in every process
+        contrasted = [self._contrasted(pairs_B2, *real, generator=generator) for real in (titles, covers)]
+        read_B = mine_B.copy()
+        for pairs in contrasted:
+            read_B[pairs.read(mine_B, whole=self.contrast == "infonce")] = True
+        read_B[0] = True  # one at least, where a share is empty
+
+        story = self.model.extractors.extract(self.stories, pairs_B2[read_B, 0])
+        product = self.model.extractors.extract(self.products, pairs_B2[read_B, 1])
         story_logits = self.model(story, strength=strength)
         product_logits = self.model(product, strength=strength)
-        has_cover_B = self.stories.has_cover_N[pairs_B2[:, 0]], self.products.has_cover_N[pairs_B2[:, 1]]
-        all_B = np.ones(len(pairs_B2), np.bool_)
         losses: dict[str, Tensor] = {}
-        for modality, (story_real_B, product_real_B), features, logits in (
-            ("title", (all_B, all_B), (story.textual_ND, product.textual_ND),
+        for modality, real, pairs, features, logits in (
+            ("title", titles, contrasted[0], (story.textual_ND, product.textual_ND),
              (story_logits.textual_B, product_logits.textual_B)),
-            ("cover", has_cover_B, (story.visual_ND, product.visual_ND),
+            ("cover", covers, contrasted[1], (story.visual_ND, product.visual_ND),
              (story_logits.visual_B, product_logits.visual_B)),
         ):  # fmt: skip
-            (real,) = np.nonzero(story_real_B & product_real_B)
-            story_BD, product_BD = (part[_index(real, part)] for part in features)
-            contrast = self._contrast(pairs_B2[real], story_BD, product_BD, generator=generator)
-            if contrast is not None:
-                losses[f"{modality}_{self.contrast}"] = contrast
-            story_real, product_real = np.flatnonzero(story_real_B), np.flatnonzero(product_real_B)
-            if self.adversary and len(story_real) and len(product_real):
-                story_B = logits[0][_index(story_real, logits[0])]
-                product_B = logits[1][_index(product_real, logits[1])]
-                losses[f"{modality}_adversary"] = domain_adversarial_loss(story_B, product_B)
-                right = torch.cat([story_B <= 0, product_B > 0])
-                losses[f"{modality}_domain_accuracy"] = right.float().mean()
+            if len(pairs.own):
+                losses[f"{modality}_{self.contrast}"] = self._contrast(
+                    pairs, pairs_B2, features, mine_B=mine_B, read_B=read_B, team=team
+                )
+            if self.adversary and real[0].any() and real[1].any():
+                loss, accuracy = _adversary(real, logits, mine_B=mine_B, read_B=read_B)
+                losses |= {f"{modality}_adversary": loss, f"{modality}_domain_accuracy": accuracy}
         return losses
 
-    def _contrast(
-        self, pairs_B2: Int64s, story_BD: Tensor, product_BD: Tensor, *, generator: np.random.Generator
-    ) -> Tensor | None:
-        """The contrast of one modality, which has its own negatives; None where the batch holds no negative."""
+    def _contrasted(
+        self, pairs_B2: Int64s, story_real_B: Bools, product_real_B: Bools, *, generator: np.random.Generator
+    ) -> "_Contrasted":
+        """Which pairs of a batch are contrasted in one modality, which has its own negatives."""
+        (real,) = np.nonzero(story_real_B & product_real_B)
         if self.contrast == "infonce":
-            related_BB = self.mounts.contain_all(pairs_B2[:, 0], pairs_B2[:, 1])
-            if related_BB.all():
-                return None
-            related = torch.from_numpy(related_BB).to(story_BD.device)
-            return info_nce_loss(story_BD, product_BD, related)
-        others_B = draw_others(pairs_B2, mounts=self.mounts, generator=generator)
-        own, other = _index(np.flatnonzero(others_B >= 0), story_BD), _index(others_B[others_B >= 0], story_BD)
-        if not len(own):
-            return None
-        return dual_domain_loss(
+            alone = self.mounts.contain_all(pairs_B2[real, 0], pairs_B2[real, 1]).all()
+            own = np.arange(0 if alone else len(real))
+            return _Contrasted(real, own, own)
+        others = draw_others(pairs_B2[real], mounts=self.mounts, generator=generator)
+        return _Contrasted(real, np.flatnonzero(others >= 0), others[others >= 0])
+
+    def _contrast(
+        self,
+        pairs: "_Contrasted",
+        pairs_B2: Int64s,
+        features: tuple[Tensor, Tensor],
+        *,
+        mine_B: Bools,
+        read_B: Bools,
+        team: Team,
+    ) -> Tensor:
+        """What the share adds to the mean contrast of one modality."""
+        place_B = np.cumsum(read_B) - 1
+        read = pairs.real[read_B[pairs.real]]
+        story_BD, product_BD = (part[_index(place_B[read], part)] for part in features)
+        if self.contrast == "infonce":  # needs all similarities at once: every process computes the whole
+            related_BB = self.mounts.contain_all(pairs_B2[read, 0], pairs_B2[read, 1])
+            return info_nce_loss(story_BD, product_BD, _index(related_BB, story_BD)) / team.size
+        is_mine = mine_B[pairs.real[pairs.own]]
+        if not is_mine.any():
+            return story_BD.new_zeros(())
+        place = np.cumsum(read_B[pairs.real]) - 1
+        own, other = (_index(place[side[is_mine]], story_BD) for side in (pairs.own, pairs.other))
+        loss = dual_domain_loss(
             story_BD[own], product_BD[own], story_BD[other], product_BD[other], margin=self.margin, squared=self.squared
         )
+        return loss * (len(own) / len(is_mine))
 
 
-def _index(positions: Int64s, like: Tensor) -> Tensor:
+@dataclass(frozen=True)
+class _Contrasted:
+    """Pairs of a batch that are contrasted in one modality.
+
+    Attributes:
+        real: positions in the batch of the pairs that have the modality on both sides.
+        own, other: positions among `real` of the pairs that have a negative, and of their negatives; with
+            InfoNCE, where all are each other's negatives, all twice.
+    """
+
+    real: Int64s
+    own: Int64s
+    other: Int64s
+
+    def read(self, mine_B: Bools, *, whole: bool) -> Int64s:
+        """Positions in the batch of all items that the contrast of a share reads."""
+        is_mine = mine_B[self.real[self.own]] | whole
+        return self.real[np.concatenate([self.own[is_mine], self.other[is_mine]])]
+
+
+def _adversary(
+    real: tuple[Bools, Bools], logits: tuple[Tensor, Tensor], *, mine_B: Bools, read_B: Bools
+) -> tuple[Tensor, Tensor]:
+    """What the share adds to the mean cross-entropy of a classifier and to its accuracy. Paper: Eq. 6."""
+    parts = [
+        logits_B[_index(np.flatnonzero((real_B & mine_B)[read_B]), logits_B)]
+        for logits_B, real_B in zip(logits, real, strict=True)
+    ]
+    num_mine, num_all = sum(map(len, parts)), int(real[0].sum() + real[1].sum())
+    if not num_mine:
+        return logits[0].new_zeros(()), logits[0].new_zeros(())
+    share = num_mine / num_all
+    right = torch.cat([parts[0] <= 0, parts[1] > 0])
+    return domain_adversarial_loss(*parts) * share, right.float().mean() * share
+
+
+def _index(positions: NDArray[np.generic], like: Tensor) -> Tensor:
     return torch.from_numpy(positions).to(like.device)
 
 

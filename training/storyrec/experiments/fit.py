@@ -17,10 +17,10 @@ from scipy.special import expit
 
 from storyrec.config import Config, update_config
 from storyrec.data.dataset import Dataset
+from storyrec.device import training_device
 from storyrec.errors import DataError
 from storyrec.experiments.methods import METHODS, PRETRAININGS, Method, Sizes
 from storyrec.finetune import load_extractors, scorable_impressions, train_click_model
-from storyrec.loop import training_device
 from storyrec.metrics import summarize
 from storyrec.models.click_model import ClickModel
 from storyrec.models.extractors import Modality, RawItems

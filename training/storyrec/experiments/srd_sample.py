@@ -23,12 +23,13 @@ import torch
 
 from storyrec.config import Config, update_config
 from storyrec.data.catalog import Catalog, newest_rows
+from storyrec.device import training_device
 from storyrec.errors import DataError
 from storyrec.experiments.srd_statistics import describe_sample
 from storyrec.features.titles import Vocabulary, train_vocabulary
 from storyrec.logs.srd import import_srd
 from storyrec.logs.srd_files import find_files, read_lines, read_words
-from storyrec.loop import fitted_batch_size, train, training_device
+from storyrec.loop import fitted_batch_size, train
 from storyrec.match import nearest_stories
 from storyrec.models.dual import Dual
 from storyrec.models.extractors import RawItems

@@ -17,11 +17,11 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
 from storyrec.config import Config, update_config
+from storyrec.device import training_device
 from storyrec.errors import ModelError
 from storyrec.experiments.fit import check_dataset, open_dataset, slug, start_model
 from storyrec.experiments.methods import METHODS, Method
 from storyrec.finetune import train_click_model
-from storyrec.loop import training_device
 from storyrec.storage import FolderStorage, write_file
 
 TUNED = Path(__file__).with_name("tuned.toml")

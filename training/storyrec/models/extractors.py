@@ -4,7 +4,7 @@ Paper: Sec. III-A, Eq. 2-4. Legend: N items, W words of a title, V raw visual, D
 """
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 import numpy as np
@@ -18,6 +18,8 @@ from storyrec.schema import COVER_WIDTH, Domain
 
 PADDING_WORD = 0
 INITIAL_WORD_DEVIATION = 0.1
+CPU = torch.device("cpu")
+COPIED_ROWS = 1 << 16  # of an array that may be larger than memory, at a time
 
 
 class Modality(StrEnum):
@@ -63,6 +65,7 @@ class RawItems:
         has_cover_N: whether an item has a cover.
         domain: where the items live.
         categories_N: row of each item in a table of categories, int64; 0 = none.
+        placed_tokens_NW, placed_visual_raw_NV: copies of titles and covers on a device; None: there is none.
     """
 
     tokens_NW: NDArray[np.int32]
@@ -70,6 +73,8 @@ class RawItems:
     has_cover_N: NDArray[np.bool_]
     domain: Domain
     categories_N: NDArray[np.int64]
+    placed_tokens_NW: Tensor | None = None
+    placed_visual_raw_NV: Tensor | None = None
 
     @classmethod
     def of(
@@ -90,17 +95,37 @@ class RawItems:
     def __len__(self) -> int:
         return len(self.tokens_NW)
 
-    def tokens(self, rows_N: NDArray[np.int64]) -> Tensor:
-        """Words of these rows, cut after the longest title, [N, W] int32 with W >= 1."""
+    def placed(self, device: torch.device, *, num_bytes: int) -> "RawItems":
+        """The same items with copies of the titles, then of the covers, on a device, as far as they fit.
+
+        Args:
+            device: where the extractors will read them.
+            num_bytes: the most that the copies may take.
+        """
+        tokens_NW = visual_raw_NV = None
+        if self.tokens_NW.nbytes <= num_bytes:
+            tokens_NW = _copied(self.tokens_NW, device)
+            num_bytes -= self.tokens_NW.nbytes
+        if self.visual_raw_NV.nbytes <= num_bytes:
+            visual_raw_NV = _copied(self.visual_raw_NV, device)
+        return replace(self, placed_tokens_NW=tokens_NW, placed_visual_raw_NV=visual_raw_NV)
+
+    def tokens(self, rows_N: NDArray[np.int64], *, device: torch.device = CPU) -> Tensor:
+        """Words of these rows, [N, W] int32 with W >= 1, on a device; cut after the longest where it costs nothing."""
+        if self.placed_tokens_NW is not None:
+            # not cut: to know the longest title, the CPU would have to wait for the device
+            return self.placed_tokens_NW.index_select(0, torch.from_numpy(rows_N).to(device))
         tokens_NW = self.tokens_NW[rows_N]
         num_words = int((tokens_NW != PADDING_WORD).sum(axis=1).max(initial=1))
-        return torch.from_numpy(np.ascontiguousarray(tokens_NW[:, :num_words]))
+        return _sent(np.ascontiguousarray(tokens_NW[:, :num_words]), device)
 
-    def visual_raw(self, rows_N: NDArray[np.int64]) -> Tensor | None:
-        """Covers of these rows, [N, V] float32; None if not one of them has a cover."""
+    def visual_raw(self, rows_N: NDArray[np.int64], *, device: torch.device = CPU) -> Tensor | None:
+        """Covers of these rows, [N, V] float32, on a device; None if not one of them has a cover."""
         if not self.has_cover_N[rows_N].any():
             return None
-        return torch.from_numpy(self.visual_raw_NV[rows_N]).float()
+        if self.placed_visual_raw_NV is not None:
+            return self.placed_visual_raw_NV.index_select(0, torch.from_numpy(rows_N).to(device)).float()
+        return _sent(self.visual_raw_NV[rows_N], device).float()
 
 
 class Extractors(nn.Module):
@@ -165,11 +190,11 @@ class Extractors(nn.Module):
     ) -> ItemFeatures:
         """Features of these catalog rows, on the device of the weights; zero in other modalities."""
         device = self.words.weight.device
-        tokens_NW = items.tokens(rows_N).to(device) if Modality.TEXTUAL in modalities else None
-        visual_raw_NV = items.visual_raw(rows_N) if Modality.VISUAL in modalities else None
+        tokens_NW = items.tokens(rows_N, device=device) if Modality.TEXTUAL in modalities else None
+        visual_raw_NV = items.visual_raw(rows_N, device=device) if Modality.VISUAL in modalities else None
         if visual_raw_NV is None and tokens_NW is None:  # not one of them has a cover
             return ItemFeatures(*(torch.zeros(len(rows_N), self.width, device=device) for _ in range(2)))
-        return self(tokens_NW, None if visual_raw_NV is None else visual_raw_NV.to(device), domain=items.domain)
+        return self(tokens_NW, visual_raw_NV, domain=items.domain)
 
     def _story_title(self, tokens_NW: Tensor) -> Tensor:
         """Pool by attention with one weight per word and dimension. Paper: Eq. 2-4.
@@ -182,7 +207,7 @@ class Extractors(nn.Module):
         # K words of all titles, in one look-up whose gradient is fast on a CPU
         words_KD = self.words.weight.index_select(0, sorted_NW[sorted_NW != PADDING_WORD])
         numbers = torch.bincount(lengths_N).tolist()
-        groups = words_KD.split([length * number for length, number in enumerate(numbers)])
+        groups = torch.split(words_KD, [length * number for length, number in enumerate(numbers)])
         parts = [
             self._attend(words.view(number, length, self.width))
             for length, (number, words) in enumerate(zip(numbers, groups, strict=True))
@@ -213,3 +238,19 @@ class Extractors(nn.Module):
 
 def _lengths(tokens_NW: Tensor) -> Tensor:
     return (tokens_NW != PADDING_WORD).sum(dim=1)
+
+
+def _copied(array_NX: NDArray[np.generic], device: torch.device) -> Tensor:
+    """A copy on a device, piece by piece: the array may be mapped from disk and larger than memory."""
+    like = torch.from_numpy(array_NX[:0].copy())
+    copy_NX = torch.empty(array_NX.shape, dtype=like.dtype, device=device)
+    for start in range(0, len(array_NX), COPIED_ROWS):
+        piece = array_NX[start : start + COPIED_ROWS]
+        copy_NX[start : start + len(piece)] = torch.from_numpy(np.array(piece))
+    return copy_NX
+
+
+def _sent(array_NX: NDArray[np.generic], device: torch.device) -> Tensor:
+    """An array on a device; to a GPU through pinned memory, so that nobody waits for the copy."""
+    tensor_NX = torch.from_numpy(array_NX)
+    return tensor_NX.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor_NX.to(device)
