@@ -85,8 +85,13 @@ def _agreement(agreement: Agreement) -> str:
     pairs = "; ".join(
         f"{pair.better} above {pair.worse} ({probability(pair.test.p_value)})" for pair in agreement.significant
     )
+    outcome = (
+        f"{len(agreement.reversals)} stand the other way round here, {len(agreement.significant)} of them significantly"
+        if agreement.reversals
+        else "none stands the other way round here"
+    )
     return (
         f"Rank correlation with the paper's order of {agreement.num_methods} methods by per-user AUC: {correlations}. "
-        f"Of {agreement.num_pairs} pairs {len(agreement.reversals)} stand the other way round here, "
-        f"{len(agreement.significant)} of them significantly{': ' + pairs if pairs else ''}."
+        f"Of the {agreement.num_pairs} pairs that it orders alike on all its datasets {outcome}"
+        f"{': ' + pairs if pairs else ''}."
     )
