@@ -3,6 +3,7 @@
 import io
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import markupsafe
 import matplotlib
@@ -53,8 +54,9 @@ def plot_auc(
         handles.append(Line2D([], [], label=f"published, {dataset}", **_hollow(marker)))
     for (name, metrics), style in zip(references.items(), ("-", "--", ":", "-."), strict=False):
         color = ORACLE if name == "oracle" else SOFT
-        axes.axvline(metrics["per_user_auc"], color=color, linestyle=style, linewidth=1.4, zorder=0.5)
-        handles.append(Line2D([], [], color=color, linestyle=style, linewidth=1.4, label=name))
+        handles.append(
+            axes.axvline(metrics["per_user_auc"], color=color, linestyle=style, linewidth=1.4, zorder=0.5, label=name)
+        )
     axes.axvline(CHANCE, color=INK, linewidth=0.8)
     axes.set_yticks(list(places), [row.method for row in rows])
     axes.invert_yaxis()
@@ -125,7 +127,7 @@ def _deviation(row: Row) -> float:
     return deviation if math.isfinite(deviation) else 0.0
 
 
-def _hollow(marker: str) -> dict[str, object]:
+def _hollow(marker: str) -> dict[str, Any]:
     return {
         "linestyle": "none",
         "marker": marker,
