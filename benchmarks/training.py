@@ -1,35 +1,74 @@
-"""How many instances a second ADEN learns from, against computing the items of every slot.
+"""How many instances a second ADEN learns from, against computing the items of every slot; and how well.
 
-    python benchmarks/training.py DATASET     a folder that `storyrec build-dataset` wrote
+    python benchmarks/training.py DATASET [--seeds 2] [--epochs 2]     a folder that `storyrec build-dataset` wrote
 
-Three ways of the same arithmetic, in turn and in one run: every slot of random batches (the plain way), each
-distinct item of random batches once, each distinct item of batches grouped by user once (what `finetune_aden`
-does). Prints instances per second and the ratio to the plain way.
+The same model, trained for the same number of epochs in several ways, each in a process of its own on one
+thread: every slot of random batches of 128 (the plain way, and the paper's batch), each distinct item of these
+batches once, and each distinct item of batches grouped by user once (what `finetune_aden` does). The rate
+grows with the square root of the batch. Prints instances per second of CPU time, the ratio to the plain way,
+the peak of memory, and the per-user AUC of the held-out day.
 """
 
-import itertools
-import sys
-import time
-from collections.abc import Iterator
+import argparse
+import math
+from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from measure import (
+    Int64s,
+    describe_machine,
+    in_own_process,
+    make_optimizer,
+    peak_memory_mib,
+    take_steps,
+    use_one_thread,
+)
 
 import storyrec.models.click_model as click_model
-from storyrec.config import Config
-from storyrec.data.batches import make_batch, user_batches
+from storyrec.config import Config, update_config
+from storyrec.data.batches import user_batches
 from storyrec.data.dataset import Dataset
-from storyrec.finetune import build_aden
+from storyrec.finetune import ClickStage, build_aden
+from storyrec.metrics import per_user_auc
 from storyrec.pretrain import raw_items
 
-BATCH_SIZE = 512
-NUM_STEPS = 8
-NUM_ROUNDS = 3
 
-Int64s = NDArray[np.int64]
+@dataclass(frozen=True)
+class Way:
+    """A way of training.
+
+    Attributes:
+        name: for the table.
+        batch_size: instances of a batch.
+        every_slot: extract the item of every slot, instead of each distinct item once.
+        grouped: keep the instances of a user together, instead of drawing them at random.
+    """
+
+    name: str
+    batch_size: int
+    every_slot: bool = False
+    grouped: bool = False
+
+
+PLAIN = Way("every slot, random batches", 128, every_slot=True)
+WAYS = (
+    PLAIN,
+    Way("distinct items, random batches", 128),
+    Way("distinct items, grouped by user", 1_024, grouped=True),
+    Way("distinct items, grouped by user", 2_048, grouped=True),
+)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What came of it: instances per second of CPU time, peak of memory in MiB, per-user AUC."""
+
+    rate: float
+    peak_mib: float
+    auc: float
 
 
 def every_slot(rows: Int64s, *, num_rows: int) -> tuple[Int64s, Int64s]:
@@ -37,55 +76,74 @@ def every_slot(rows: Int64s, *, num_rows: int) -> tuple[Int64s, Int64s]:
     return rows, np.arange(len(rows))
 
 
-def random_batches(num_instances: int, generator: np.random.Generator) -> Iterator[Int64s]:
-    """Batches without regard to users."""
-    order_B = generator.permutation(num_instances)
-    return (order_B[start : start + BATCH_SIZE] for start in range(0, num_instances, BATCH_SIZE))
-
-
-def main(folder: Path) -> None:
-    """Measure and print."""
-    torch.set_num_threads(1)
-    torch.set_flush_denormal(True)
-    config, data = Config(), Dataset.load(folder)
+def measure(way: Way, folder: Path, seed: int, num_epochs: int) -> Measured:
+    """Train one model."""
+    use_one_thread()
+    config = update_config(Config(), {"aden": {"seed": seed}})
+    data = Dataset.load(folder)
     stories, products = raw_items(data, max_words=config.features.max_title_words)
-    distinct = click_model.distinct
-    variants = {
-        "every slot, random batches": (every_slot, False),
-        "distinct items, random batches": (distinct, False),
-        "distinct items, grouped by user": (distinct, True),
-    }
-    rates: dict[str, list[float]] = {name: [] for name in variants}
-    for seed, (name, (items_of, grouped)) in itertools.product(range(NUM_ROUNDS), variants.items()):
-        click_model.distinct = items_of
-        generator = np.random.default_rng(seed)
-        batches = (
-            user_batches(data.train, batch_size=BATCH_SIZE, generator=generator)
-            if grouped
-            else random_batches(len(data.train), generator)
+    model = build_aden(config, num_words=data.vocabulary.size)
+    stage = ClickStage(
+        model,
+        data=data,
+        stories=stories,
+        products=products,
+        batch_size=way.batch_size,
+        sequence_length=config.features.sequence_length,
+        num_time_blocks=config.model.num_time_blocks,
+    )
+    learning_rate = config.aden.learning_rate * math.sqrt(way.batch_size / config.aden.batch_size)
+    optimizer = make_optimizer(model, learning_rate=learning_rate)
+    click_model.distinct, distinct = every_slot if way.every_slot else click_model.distinct, click_model.distinct
+    epochs = [epoch(way, data, seed=seed, number=number) for number in range(num_epochs)]
+    torch.manual_seed(seed)
+    done, rates = 0, []
+    for batches in epochs:
+        rates.append(take_steps(stage, optimizer, batches, done=done, of=sum(map(len, epochs))).rate)
+        done += len(batches)
+    peak_mib = peak_memory_mib()
+    click_model.distinct = distinct
+    model.eval()
+    with torch.inference_mode():
+        logits_B = stage.score(data.holdout, np.arange(len(data.holdout)))
+    auc = per_user_auc(data.holdout.user_ids_B, data.holdout.clicked_B, logits_B).mean
+    return Measured(median(rates), peak_mib, auc)
+
+
+def epoch(way: Way, data: Dataset, *, seed: int, number: int) -> list[Int64s]:
+    """The batches of an epoch."""
+    generator = np.random.default_rng([seed, number])
+    if way.grouped:
+        return list(user_batches(data.train, batch_size=way.batch_size, generator=generator))
+    order_B = generator.permutation(len(data.train))
+    return [order_B[start : start + way.batch_size] for start in range(0, len(order_B), way.batch_size)]
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description="ADEN's training speed and quality, in several ways.")
+    parser.add_argument("dataset", type=Path)
+    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--epochs", type=int, default=2)
+    arguments = parser.parse_args()
+    use_one_thread()
+    print(describe_machine(), flush=True)
+    print(f"{arguments.epochs} epochs, {arguments.seeds} seeds", flush=True)
+    plain = 0.0
+    for way in WAYS:
+        runs = [
+            in_own_process(measure, way, arguments.dataset, seed, arguments.epochs) for seed in range(arguments.seeds)
+        ]
+        rate = median(run.rate for run in runs)
+        plain = plain or rate
+        aucs = [run.auc for run in runs]
+        print(
+            f"{way.name:32} batch {way.batch_size:5,} {rate:9,.0f} instances/s   x{rate / plain:.1f}   "
+            f"peak {max(run.peak_mib for run in runs):6,.0f} MiB   per-user AUC {mean(aucs):.4f} "
+            f"({min(aucs):.4f} to {max(aucs):.4f})",
+            flush=True,
         )
-        model = build_aden(config, num_words=data.vocabulary.size)
-        optimizer = torch.optim.AdamW(model.parameters())
-        num_instances, started = 0, time.perf_counter()
-        for index_B in itertools.islice(batches, NUM_STEPS):
-            batch = make_batch(
-                data,
-                data.train,
-                index_B,
-                sequence_length=config.features.sequence_length,
-                block_hours=data.windows.block_hours,
-                num_time_blocks=config.model.num_time_blocks,
-            )
-            loss = model.loss(batch, stories=stories, products=products)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            num_instances += len(index_B)
-        rates[name].append(num_instances / (time.perf_counter() - started))
-    plain = median(rates["every slot, random batches"])
-    for name, values in rates.items():
-        print(f"{name:34} {median(values):9,.0f} instances/s   x{median(values) / plain:.1f}")
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main()

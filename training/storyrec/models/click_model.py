@@ -20,6 +20,7 @@ from storyrec.schema import Domain
 Int64s = NDArray[np.int64]
 
 BOTH_DOMAINS = frozenset(Domain)
+SORTED_BEYOND = 64  # catalog rows a row of the batch: from there on, sorting costs less than a pass over the catalog
 
 
 @dataclass(frozen=True)
@@ -171,8 +172,11 @@ def gather(items_ND: Tensor, places: Int64s) -> Tensor:
 def distinct(rows: Int64s, *, num_rows: int) -> tuple[Int64s, Int64s]:
     """The distinct catalog rows, sorted, and the place of each row among them.
 
-    Like `numpy.unique` with the inverse, without its sort.
+    Like `numpy.unique` with the inverse; without its sort where the catalog is not far larger.
     """
+    if num_rows > SORTED_BEYOND * len(rows):
+        sorted_rows, places = np.unique(rows, return_inverse=True)
+        return sorted_rows, places
     present = np.zeros(num_rows, dtype=np.bool_)
     present[rows] = True
     distinct_rows = np.flatnonzero(present)
