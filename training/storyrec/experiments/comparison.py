@@ -15,7 +15,12 @@ from storyrec.experiments.published import Figures
 from storyrec.experiments.results import Results, Run
 
 SIGNIFICANT = 0.01
-LOWER_IS_BETTER = frozenset({"log_loss"})
+LOWER_IS_BETTER = frozenset(
+    {
+        "log_loss",
+        *(f"{step}_{part}" for step in ("training", "inference") for part in ("all", "all_once", "sequence")),
+    }
+)
 
 
 @dataclass(frozen=True)

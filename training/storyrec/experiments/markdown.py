@@ -73,7 +73,9 @@ def _mark(cell: Cell) -> str:
 
 
 def _legend(table: Table) -> str:
-    published = " SRD-1 and SRD-2: as published in the paper, on its own data." if table.has_published else ""
+    published = (
+        f" {' and '.join(table.published)}: as published in the paper, on its own data." if table.has_published else ""
+    )
     return (
         "Mean ± standard deviation over the seeds; **best**, <u>second</u>; \\* the best is better than the second, "
         f"paired t-test over the seeds, p < 0.01.{published}"

@@ -14,6 +14,7 @@ from matplotlib.lines import Line2D
 from storyrec.experiments.comparison import Row
 from storyrec.experiments.published import Figures
 from storyrec.experiments.results import Metrics
+from storyrec.experiments.table import label
 
 COLORS = ("#4878a8", "#d08a2e", "#5b8c5a", "#8b6bab", "#a0636b", "#6b7785")
 MARKERS = ("o", "D", "s")
@@ -23,45 +24,46 @@ BAR, WIDTH = 0.28, 6.2  # inches
 LABEL_GAP = 0.042  # of the height of a plot
 
 
-def plot_auc(
-    rows: Sequence[Row], *, references: Mapping[str, Metrics], published: Mapping[str, Figures]
+def plot_bars(
+    rows: Sequence[Row], *, metric: str, references: Mapping[str, Metrics], published: Mapping[str, Figures]
 ) -> markupsafe.Markup:
-    """Per-user AUC of every method as a bar from chance on, in the order of the table.
+    """A figure of every method as a bar, in the order of the table; per-user AUC from chance on.
 
     Args:
         rows: methods; the black line is one standard deviation over the seeds to either side.
-        references: vertical lines.
+        metric: which figure.
+        references: vertical lines, where they have the figure.
         published: hollow markers, by dataset and method.
     """
+    start = CHANCE if metric == "per_user_auc" else 0.0
     figure = Figure(figsize=(WIDTH, 1.3 + BAR * len(rows)), layout="constrained")
     axes = figure.subplots()
     colors = _group_colors(rows)
-    means = [row.mean("per_user_auc") for row in rows]
+    means = [row.mean(metric) for row in rows]
     places = range(len(rows))
     axes.barh(
         places,
-        [mean - CHANCE for mean in means],
-        left=CHANCE,
+        [mean - start for mean in means],
+        left=start,
         height=0.66,
         color=[colors[row.group] for row in rows],
-        xerr=[_deviation(row) for row in rows],
+        xerr=[_deviation(row, metric) for row in rows],
         error_kw={"ecolor": INK, "elinewidth": 1.3, "capsize": 2.5},
     )
     handles = [Line2D([], [], color=color, linewidth=6, label=group) for group, color in colors.items()]
     for (dataset, figures), marker in zip(published.items(), MARKERS, strict=False):
         known = [(place, figures[row.method]) for place, row in zip(places, rows, strict=True) if row.method in figures]
-        axes.plot([figure["per_user_auc"] for _, figure in known], [place for place, _ in known], **_hollow(marker))
+        axes.plot([figure[metric] for _, figure in known], [place for place, _ in known], **_hollow(marker))
         handles.append(Line2D([], [], label=f"published, {dataset}", **_hollow(marker)))
-    for (name, metrics), style in zip(references.items(), ("-", "--", ":", "-."), strict=False):
+    lines = {name: metrics[metric] for name, metrics in references.items() if metric in metrics}
+    for (name, value), style in zip(lines.items(), ("-", "--", ":", "-."), strict=False):
         color = ORACLE if name == "oracle" else SOFT
-        handles.append(
-            axes.axvline(metrics["per_user_auc"], color=color, linestyle=style, linewidth=1.4, zorder=0.5, label=name)
-        )
-    axes.axvline(CHANCE, color=INK, linewidth=0.8)
+        handles.append(axes.axvline(value, color=color, linestyle=style, linewidth=1.4, zorder=0.5, label=name))
+    axes.axvline(start, color=INK, linewidth=0.8)
     axes.set_yticks(list(places), [row.method for row in rows])
     axes.invert_yaxis()
     axes.margins(y=0.02)
-    axes.set_xlabel("per-user AUC, from chance (.5) on, ± 1 standard deviation")
+    axes.set_xlabel(f"{label(metric)}{', from chance (.5) on' if start else ''}, ± 1 standard deviation")
     figure.legend(handles=handles, loc="outside upper left", ncols=3, frameon=False, fontsize=9)
     _bare(axes)
     return _svg(figure)
@@ -87,7 +89,9 @@ def plot_against_published(rows: Sequence[Row], *, published: Mapping[str, Figur
         ours = row.mean("per_user_auc")
         axes.plot(theirs, [ours] * len(theirs), color=colors[row.group], linewidth=1.2)
         for x, marker in zip(theirs, MARKERS, strict=False):
-            axes.errorbar(x, ours, yerr=_deviation(row), color=colors[row.group], marker=marker, markersize=5)
+            axes.errorbar(
+                x, ours, yerr=_deviation(row, "per_user_auc"), color=colors[row.group], marker=marker, markersize=5
+            )
     axes.margins(x=0.04, y=0.06)
     _label_right(axes, {row.method: (row.mean("per_user_auc"), colors[row.group]) for row in known})
     axes.legend(
@@ -121,9 +125,9 @@ def _group_colors(rows: Sequence[Row]) -> dict[str, str]:
     return {group: COLORS[number % len(COLORS)] for number, group in enumerate(groups)}
 
 
-def _deviation(row: Row) -> float:
+def _deviation(row: Row, metric: str) -> float:
     """What an error bar shows; nothing with one seed."""
-    deviation = row.deviation("per_user_auc")
+    deviation = row.deviation(metric)
     return deviation if math.isfinite(deviation) else 0.0
 
 

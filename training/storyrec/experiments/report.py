@@ -7,13 +7,12 @@ from typing import Any
 
 import jinja2
 
-from storyrec.experiments.comparison import Ranking, Row, agree, headroom_share, rows_of
+from storyrec.experiments.comparison import LOWER_IS_BETTER, Ranking, Row, agree, headroom_share, rows_of
 from storyrec.experiments.markdown import markdown_table
-from storyrec.experiments.plots import plot_against_published, plot_auc
+from storyrec.experiments.plots import plot_against_published, plot_bars
 from storyrec.experiments.results import CSV, Results, read_results, write_results
 from storyrec.experiments.table import (
     JUDGED_APART,
-    OTHER_METRICS,
     Table,
     check_results,
     differences,
@@ -21,6 +20,8 @@ from storyrec.experiments.table import (
     label,
     make_table,
     number,
+    oracle_auc,
+    other_metrics,
     percent,
     probability,
     signed,
@@ -30,7 +31,9 @@ from storyrec.storage import write_file
 REPORT, MARKDOWN = "report.html", "table.md"
 TITLES = {
     "table4": "Table IV: which method ranks stories best?",
+    "table5": "Table V: how many operations does each method need?",
     "table6": "Table VI: what does each part of ADAPT give?",
+    "table7": "Table VII: which extractors find stories for products best?",
     "beyond": "Beyond the paper: what do other choices give?",
     "placebo": "Placebos: does a gain vanish with its cause?",
     "amazon": "Amazon reviews: what do titles alone give?",
@@ -72,6 +75,7 @@ def render_experiment(results: Results) -> str:
     check_results(results)
     rows = rows_of(results)
     table = make_table(results, metrics=headline_metrics(results))
+    references = {} if results.experiment in JUDGED_APART else results.references
     agreement = agree(rows, table.published, metric="per_user_auc")
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters["thousands"] = "{:,}".format
@@ -82,7 +86,7 @@ def render_experiment(results: Results) -> str:
         apart=results.experiment in JUDGED_APART,
         rows=rows,
         table=table,
-        others=make_table(results, metrics=[name for name in OTHER_METRICS if name in results.runs[0].metrics]),
+        others=make_table(results, metrics=other_metrics(results)),
         verdicts=[*_verdicts(results, table)],
         differences=differences(results),
         agreement=agreement if agreement.num_methods > 1 else None,
@@ -97,7 +101,7 @@ def render_experiment(results: Results) -> str:
         probability=probability,
         csv_name=CSV,
         plots={
-            "auc": plot_auc(rows, references=results.references, published=table.published),
+            "bars": plot_bars(rows, metric=table.metrics[0], references=references, published=table.published),
             "published": plot_against_published(rows, published=table.published) if agreement.num_methods > 1 else None,
         },
     )
@@ -109,16 +113,16 @@ def _title(results: Results) -> str:
 
 def _verdicts(results: Results, table: Table) -> Iterator[str]:
     """What the ranking by per-user AUC says, a sentence for each set of methods that is compared."""
-    oracle = results.references.get("oracle", {}).get("per_user_auc", float("nan"))
+    oracle = oracle_auc(results)
     for (group, metric), ranking in table.rankings.items():
-        if metric != "per_user_auc" or ranking.best is None:
+        if metric != table.metrics[0] or metric in LOWER_IS_BETTER or ranking.best is None:
             continue
         mean = ranking.best.mean(metric)
-        share = percent(headroom_share(mean, oracle=oracle))
+        share = percent(headroom_share(mean, oracle=oracle)) if metric == "per_user_auc" else ""
         yield "".join(
             [
                 f"{group}: " if group else "",
-                f"{ranking.best.method} is best with a per-user AUC of {number(mean)}",
+                f"{ranking.best.method} is best with a {label(metric)} of {number(mean)}",
                 _distance(ranking),
                 f" It goes {share} of the way from chance to the oracle." if share else "",
             ]
@@ -137,7 +141,12 @@ def _distance(ranking: Ranking) -> str:
 
 
 def _judged(results: Results) -> list[tuple[str, Mapping[str, int]]]:
-    """The counts behind the figures, and which methods or groups they belong to where there are several."""
+    """The counts behind the figures, and which methods or groups they belong to where there are several.
+
+    Nothing where what was judged was no ranking for users.
+    """
+    if not all("num_users" in run.metrics for run in results.runs):
+        return []
     names: dict[tuple[int, ...], dict[str, None]] = {}
     for run in results.runs:
         counts = tuple(int(run.metrics.get(name, 0)) for name in COUNTS)
@@ -150,6 +159,8 @@ def _judged(results: Results) -> list[tuple[str, Mapping[str, int]]]:
 
 def _seed_notes(rows: tuple[Row, ...], table: Table) -> Iterator[str]:
     most = max(len(row.runs) for row in rows)
+    if most == 1:
+        return
     for row in rows:
         if len(row.runs) < most:
             yield f"{row.method}: {len(row.runs)} of {most} seeds"

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 from storyrec.errors import DataError
 from storyrec.experiments.comparison import PairedTest, Ranking, Row, headroom_share, paired_test, rank, rows_of
-from storyrec.experiments.published import EXPERIMENTS, Figures
-from storyrec.experiments.results import Results
+from storyrec.experiments.published import EXPERIMENTS, TABLE_7, Figures
+from storyrec.experiments.results import Metrics, Results
 
 LABELS = {
     "per_user_auc": "per-user AUC",
@@ -19,6 +19,19 @@ LABELS = {
     "log_loss": "log loss",
 }
 RANKED_LABELS = {"hr_at_": "HR@", "ndcg_at_": "NDCG@"}
+MATCHING_LABELS = {
+    "hit_at_5": "hit@5",
+    "recall_at_5": "recall@5",
+    "ndcg_at_5": "NDCG@5",
+    "auc_top_500": "AUC in the top 500",
+}
+MATCHING_PARTS = {"in_sample_": "in-sample", "held_out_": "held-out"}
+UNSEEN = "unseen_"
+FLOPS_LABELS = {
+    f"{step}_{part}": f"{step}, {text}"
+    for step in ("training", "inference")
+    for part, text in (("all", "all"), ("all_once", "items once"), ("sequence", "sequence"))
+}
 OTHER_METRICS = ("impression_weighted_auc", "global_auc", "log_loss")
 
 BASE = "ADAPT"
@@ -111,7 +124,7 @@ def make_table(results: Results, *, metrics: Sequence[str]) -> Table:
         for metric in metrics
     }
     published = EXPERIMENTS.get(results.experiment, {})
-    oracle = results.references.get("oracle", {}).get("per_user_auc", float("nan"))
+    oracle = oracle_auc(results)
     groups: dict[str, tuple[Line, ...]] = {}
     for row in rows:
         group = row.group if results.experiment in JUDGED_APART else ""
@@ -130,7 +143,7 @@ def make_table(results: Results, *, metrics: Sequence[str]) -> Table:
             tuple(number(figures.get(metric)) for metric in metrics),
             percent(headroom_share(figures.get("per_user_auc", float("nan")), oracle=oracle)),
         )
-        for name, figures in results.references.items()
+        for name, figures in [*results.references.items(), *_published_matching(results)]
     )
     return Table(tuple(metrics), groups, references, rankings, published, has_oracle=math.isfinite(oracle))
 
@@ -139,11 +152,12 @@ def check_results(results: Results) -> None:
     """Refuse results that no table can be made of.
 
     Raises:
-        DataError: there are no runs, or one has no per-user AUC.
+        DataError: there are no runs, or one has none of the figures of the first column.
     """
     problem = "the results hold no run" if not results.runs else ""
-    if not problem and not all("per_user_auc" in run.metrics for run in results.runs):
-        problem = "a run has no per-user AUC"
+    columns = headline_metrics(results)
+    if not problem and not (columns and all(columns[0] in run.metrics for run in results.runs)):
+        problem = f"a run has no {label(columns[0]) if columns else 'per-user AUC'}"
     if problem:
         raise DataError(
             problem,
@@ -154,11 +168,21 @@ def check_results(results: Results) -> None:
 
 
 def headline_metrics(results: Results) -> tuple[str, ...]:
-    """The paper's figures under our names: per-user AUC, and HR and NDCG at the K that was evaluated."""
+    """The paper's figures under our names, the one that decides first.
+
+    Per-user AUC, and HR and NDCG at the K that was evaluated (Tables IV, VI); figures of matching, held-out pairs
+    first (Table VII); millions of operations (Table V).
+    """
     names = dict.fromkeys(name for run in results.runs for name in run.metrics)
-    return tuple(name for name in names if name == "per_user_auc") + tuple(
-        name for prefix in RANKED_LABELS for name in names if name.startswith(prefix)
-    )
+    ranked = [name for prefix in RANKED_LABELS for name in names if name.startswith(prefix)]
+    matching = [part + name for part in reversed(MATCHING_PARTS) for name in MATCHING_LABELS]
+    return tuple(name for name in ["per_user_auc", *ranked, *matching, *FLOPS_LABELS] if name in names)
+
+
+def other_metrics(results: Results) -> tuple[str, ...]:
+    """Figures for a second table, those that the runs have."""
+    names = [*OTHER_METRICS, *(UNSEEN + name for name in MATCHING_LABELS)]
+    return tuple(name for name in names if any(name in run.metrics for run in results.runs))
 
 
 def differences(results: Results) -> tuple[Difference, ...]:
@@ -166,7 +190,9 @@ def differences(results: Results) -> tuple[Difference, ...]:
 
     Those whose counterpart was not run are left out.
     """
-    found = []
+    found: list[Difference] = []
+    if headline_metrics(results)[0] != "per_user_auc":
+        return ()
     for members in _compared(results.experiment, rows_of(results)).values():
         by_name = {row.method: row for row in members}
         for row in members:
@@ -176,12 +202,22 @@ def differences(results: Results) -> tuple[Difference, ...]:
     return tuple(found)
 
 
+def oracle_auc(results: Results) -> float:
+    """The oracle's per-user AUC; NaN where it is not known for all of the rows."""
+    if results.experiment in JUDGED_APART:
+        return float("nan")
+    return results.references.get("oracle", {}).get("per_user_auc", float("nan"))
+
+
 def label(metric: str) -> str:
     """A metric's name for a reader."""
     for prefix, text in RANKED_LABELS.items():
         if metric.startswith(prefix):
             return text + metric.removeprefix(prefix)
-    return LABELS[metric]
+    for prefix, text in {**MATCHING_PARTS, UNSEEN: "unseen"}.items():
+        if metric.startswith(prefix):
+            return f"{text} {MATCHING_LABELS[metric.removeprefix(prefix)]}"
+    return {**LABELS, **FLOPS_LABELS}[metric]
 
 
 def number(value: float | None) -> str:
@@ -204,6 +240,17 @@ def probability(p_value: float) -> str:
     if not math.isfinite(p_value):
         return "p unknown"
     return "p < 0.001" if p_value < 0.001 else f"p = {p_value:.3f}"
+
+
+def _published_matching(results: Results) -> list[tuple[str, Metrics]]:
+    """The rows of Table VII; its pairs are those that DUAL was trained on."""
+    if results.experiment != "table7":
+        return []
+    return [
+        (f"{method}, published, {dataset}", {f"in_sample_{name}": value for name, value in metrics.items()})
+        for dataset, figures in TABLE_7.items()
+        for method, metrics in figures.items()
+    ]
 
 
 def _compared(experiment: str, rows: Sequence[Row]) -> dict[str, list[Row]]:
