@@ -36,6 +36,7 @@ def plot_bars(
         published: hollow markers, by dataset and method.
     """
     start = CHANCE if metric == "per_user_auc" else 0.0
+    has_spread = any(len(row.runs) > 1 for row in rows)
     figure = Figure(figsize=(WIDTH, 1.3 + BAR * len(rows)), layout="constrained")
     axes = figure.subplots()
     colors = _group_colors(rows)
@@ -47,7 +48,7 @@ def plot_bars(
         left=start,
         height=0.66,
         color=[colors[row.group] for row in rows],
-        xerr=[_deviation(row, metric) for row in rows],
+        xerr=[_deviation(row, metric) for row in rows] if has_spread else None,
         error_kw={"ecolor": INK, "elinewidth": 1.3, "capsize": 2.5},
     )
     handles = [Line2D([], [], color=color, linewidth=6, label=group) for group, color in colors.items()]
@@ -63,7 +64,9 @@ def plot_bars(
     axes.set_yticks(list(places), [row.method for row in rows])
     axes.invert_yaxis()
     axes.margins(y=0.02)
-    axes.set_xlabel(f"{label(metric)}{', from chance (.5) on' if start else ''}, ± 1 standard deviation")
+    axes.set_xlabel(
+        label(metric) + (", from chance (.5) on" if start else "") + (", ± 1 standard deviation" if has_spread else "")
+    )
     figure.legend(handles=handles, loc="outside upper left", ncols=3, frameon=False, fontsize=9)
     _bare(axes)
     return _svg(figure)
