@@ -92,9 +92,8 @@ def test_two_processes_train_the_same_models_as_one(tmp_path: Path) -> None:
     assert_same_model(tmp_path / "aden2", tmp_path / "aden", name="aden")
 
 
-@pytest.mark.parametrize(
-    ("step", "num_writes"), [("finetune_aden", 12), pytest.param("pretrain_dual", 5, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("step", "num_writes"), [("finetune_aden", 12), ("pretrain_dual", 5)])
 def test_killed_processes_end_with_the_same_bits(step: str, num_writes: int, tmp_path: Path) -> None:
     """The first process is killed in its checkpoint; both go on from it. Dropout differs between the two."""
     whole, killed = tmp_path / "whole", tmp_path / "killed"
