@@ -12,15 +12,24 @@ import pytest
 import safetensors.torch
 import torch
 
+from builders import planted_config, planted_dataset
 from killed_step import STEPS, run_step, train_config, write_dataset
 from storyrec.config import Config, save_config
+from storyrec.data.dataset import Dataset
 from storyrec.distributed import ALONE, Team, present_team
-from storyrec.finetune import finetune_aden
-from storyrec.pretrain import pretrain_dual
+from storyrec.finetune import ClickStage, build_aden, finetune_aden
+from storyrec.loop import Moment, Stage
+from storyrec.pairs import Mounts
+from storyrec.pretrain import PairStage, build_dual, pretrain_dual, raw_items
 from storyrec.storage import FolderStorage
 
 NEVER = 1_000_000
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+
+
+@pytest.fixture(scope="module")
+def data() -> Dataset:
+    return planted_dataset(0, num_users=30, num_days=4)
 
 
 def torchrun(*command: str) -> None:
@@ -113,3 +122,35 @@ def test_killed_processes_end_with_the_same_bits(step: str, num_writes: int, tmp
 
     name = f"{STEPS[step]}.safetensors"
     assert (killed / "never" / name).read_bytes() == (whole / "never" / name).read_bytes()
+
+
+def test_parts_of_a_batch_add_up_to_the_whole(data: Dataset) -> None:
+    """Loss, curves and gradients of both stages, with shares of 1 and 2, 2 and 3, 0 and 1 examples."""
+    config = planted_config(Path("unused"))
+    stories, products = raw_items(data, max_words=32)
+    items = {"stories": stories, "products": products}
+    aden = build_aden(config, num_words=data.vocabulary.size).eval()
+    stages: list[tuple[torch.nn.Module, Stage]] = [
+        (aden, ClickStage(aden, data=data, **items, batch_size=8, sequence_length=20, num_time_blocks=168))
+    ]
+    for contrast in ("hinge", "infonce"):
+        dual = build_dual(config, num_words=data.vocabulary.size).eval()
+        pairs = {"training_M2": data.pairs_M2, "validation_M2": data.pairs_M2, "mounts": Mounts(data.pairs_M2)}
+        stages.append((dual, PairStage(dual, **items, **pairs, batch_size=8, contrast=contrast, seed=0)))
+    for model, stage in stages:
+        for num in (3, 5, 1):
+            whole, *parts = (
+                run_part(model, stage, np.arange(num), team=team) for team in (ALONE, Team(0, 2), Team(1, 2))
+            )
+            for value, *shares in zip(whole, *parts, strict=True):
+                torch.testing.assert_close(sum(shares), value, atol=1e-5, rtol=1e-4)
+
+
+def run_part(model: torch.nn.Module, stage: Stage, index_B: np.ndarray, *, team: Team) -> tuple[torch.Tensor, ...]:
+    """Loss, what the curves show, and all gradients of one process's part of a batch."""
+    model.zero_grad()
+    loss, shown = stage.loss(index_B, Moment(0, 0.3, np.random.default_rng(1), team))
+    if loss.requires_grad:
+        loss.backward()
+    gradients = [(torch.zeros_like(part) if part.grad is None else part.grad).flatten() for part in model.parameters()]
+    return loss.detach(), torch.tensor(list(shown.values())), torch.cat(gradients)
