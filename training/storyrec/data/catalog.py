@@ -32,7 +32,8 @@ class Catalog:
         visual_raw_NV: [N, 512] float16, zeros where there is no cover.
         published_us_N: [N] int64, epoch microseconds UTC, 0 for padding.
         sources_N: [N] int8, index into `schema.SOURCES`; -1 for products and padding.
-        category_ids_N: [N] int64; a story has the category of the first product it mounts (Sec. II-C); 0 = none.
+        category_ids_N: [N] int64; a story has the category of the mounted product with the smallest id (Sec. II-C);
+            0 = none.
     """
 
     item_ids_N: Int64s
@@ -78,7 +79,7 @@ class Catalog:
         )
 
     def with_mounted_categories(self, pairs_M2: Int64s, *, products: "Catalog") -> "Catalog":
-        """These stories with the category of the first product that each mounts.
+        """These stories with the category of the mounted product with the smallest id.
 
         Args:
             pairs_M2: (story row, product row), sorted, [M, 2] int64.

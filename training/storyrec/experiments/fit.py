@@ -114,18 +114,24 @@ def fit(name: str, *, root: Path, config: Config, dataset: Path, seed: int) -> N
             seed=evaluation.seed,
         ),
         "num_parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "settings": {
-            "learning_rate": config.aden.learning_rate,
-            "weight_decay": config.aden.weight_decay,
-            "max_epochs": config.aden.max_epochs,
-            "batch_size": stage.batch_size,
-        },
+        "settings": {**tuned_numbers(config), "batch_size": stage.batch_size},
         "training": trained.to_json(),
     }
     with write_folder(run_folder(root, method.name, seed=seed)) as folder:
         np.save(folder / SCORES, scores_B.astype(np.float32), allow_pickle=False)
         write_file(folder / WEIGHTS, safetensors.torch.save(model.cpu().state_dict()))
         write_file(folder / RESULT, json.dumps(result, indent=1).encode())
+
+
+def tuned_numbers(config: Config) -> dict[str, float]:
+    """The settings that are searched for each method, as a run records them."""
+    settings = config.aden
+    return {
+        "learning_rate": settings.learning_rate,
+        "weight_decay": settings.weight_decay,
+        "max_epochs": settings.max_epochs,
+        "initial_scale": config.model.initial_scale,
+    }
 
 
 def start_model(
@@ -173,10 +179,16 @@ def check_dataset(
     """Refuse what a method cannot learn from or be judged by.
 
     Raises:
-        DataError: no validation user has both classes, the vocabulary is larger than configured, or no
-            item has what the method reads.
+        DataError: training has one class only, no validation or held-out user has both, the vocabulary is
+            larger than configured, or no item has what the method reads.
     """
+    num_clicked = int(np.count_nonzero(data.train.clicked_B))
     problems: Mapping[str, tuple[bool, Any, str]] = {
+        f"{num_clicked} clicked of {len(data.train)} training impressions": (
+            not 0 < num_clicked < len(data.train),
+            "some that were clicked and some that were not",
+            "raise windows.training_days, and build the dataset again",
+        ),
         "no validation user has both a clicked and a non-clicked impression": (
             len(scorable_impressions(data.validation)) == 0,
             "some users with both: early stopping goes by their AUC",
