@@ -92,6 +92,7 @@ class Model(Section):
     head_widths: tuple[int, ...] = (256, 128)
     dropout: float = Field(0.1, ge=0, lt=1)
     word_positions: bool = True
+    initial_scale: float = Field(1.0, gt=0)  # of fresh extractors; click models that start from them need more
 
 
 class Training(Section):

@@ -148,6 +148,7 @@ def build_extractors(config: Config, *, num_words: int) -> Extractors:
         max_words=config.features.max_title_words,
         word_positions=config.model.word_positions,
         dropout=config.model.dropout,
+        initial_scale=config.model.initial_scale,
     )
 
 

@@ -127,7 +127,7 @@ def _difference(champion: Path, *, config: Config, block_hours: int | None) -> s
         theirs = load_config(champion / "config.toml")
     except ConfigError as error:
         return f"the champion's settings cannot be read: {error.found}"
-    for name, value in theirs.model.model_dump(exclude={"dropout"}).items():
+    for name, value in theirs.model.model_dump(exclude={"dropout", "initial_scale"}).items():
         if value != getattr(config.model, name):
             return f"model.{name} was {value}, now {getattr(config.model, name)}"
     if block_hours is not None and theirs.windows.block_hours != block_hours:

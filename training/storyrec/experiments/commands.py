@@ -273,7 +273,7 @@ def tune(
     jobs: JobsOption = NUM_CORES,
     config: ConfigOption = None,
 ) -> None:
-    """Search every method's learning rate, L2 and epochs on validation; writes OUT/tuned.toml."""
+    """Search every method's learning rate, L2, epochs and initial scale on validation; writes OUT/tuned.toml."""
     from storyrec.experiments.methods import TABLE_4, WITHOUT_DUAL
     from storyrec.experiments.prepare import prepare
     from storyrec.experiments.run import run_searches

@@ -20,7 +20,7 @@ from rich.console import Console
 from storyrec.config import Config, update_config
 from storyrec.data.dataset import Dataset
 from storyrec.errors import ConfigError, DataError
-from storyrec.experiments.fit import RESULT, fit, pretrain, pretrained_folder, run_folder
+from storyrec.experiments.fit import RESULT, fit, pretrain, pretrained_folder, run_folder, tuned_numbers
 from storyrec.experiments.methods import Method, Settings
 from storyrec.experiments.results import Run
 from storyrec.experiments.tuning import search_folder, tune, tuned
@@ -78,10 +78,7 @@ def run_methods(
     """
     config = update_config(config, overrides)
     claim_root(root, config=config, digest=Dataset.load(dataset).digest)
-    settings = {
-        method.name: update_config(update_config(config, {"aden": dict(tuned(method))}), overrides)
-        for method in methods
-    }
+    settings = {method.name: update_config(update_config(config, tuned(method)), overrides) for method in methods}
     for method in methods:
         for seed in seeds:
             _check_run(
@@ -221,7 +218,7 @@ def _check_run(folder: Path, *, config: Config) -> None:
     if not (folder / RESULT).exists():
         return
     found = _read_json(folder / RESULT)["settings"]
-    expected = config.aden.model_dump(include={"learning_rate", "weight_decay", "max_epochs"})
+    expected = tuned_numbers(config)
     differences = _differences({name: found.get(name) for name in expected}, expected)
     if differences:
         raise _other_settings(differences, where=folder / RESULT)

@@ -1,4 +1,4 @@
-"""Learning rate, L2 and epochs of every method, searched with one budget on a marketplace of its own.
+"""Learning rate, L2, epochs and initial scale of every method, searched with one budget on a marketplace of its own.
 
 Each trial trains on the training part and is judged by the best per-user AUC on the validation part; the
 held-out days are never looked at. The winners stand in tuned.toml, which the experiments read.
@@ -20,7 +20,7 @@ from storyrec.config import Config, update_config
 from storyrec.device import training_device
 from storyrec.errors import ModelError
 from storyrec.experiments.fit import check_dataset, open_dataset, slug, start_model
-from storyrec.experiments.methods import METHODS, Method
+from storyrec.experiments.methods import METHODS, Method, Settings
 from storyrec.finetune import train_click_model
 from storyrec.storage import FolderStorage, write_file
 
@@ -28,12 +28,13 @@ TUNED = Path(__file__).with_name("tuned.toml")
 
 LEARNING_RATES = (3e-4, 3e-2)
 WEIGHT_DECAYS = tuple(10.0**power for power in range(-7, 1))  # the paper's range
-EPOCHS = (2, 4, 8)
+EPOCHS = (4, 8)
+INITIAL_SCALES = (1.0, 4.0, 16.0)
 
 
-def tuned(method: Method) -> Mapping[str, Any]:
-    """The tuned settings of a method's section `aden`; empty before it was tuned."""
-    values: dict[str, dict[str, Any]] = tomllib.loads(TUNED.read_text(encoding="utf-8"))
+def tuned(method: Method, *, file: Path = TUNED) -> Settings:
+    """The tuned settings of a method; empty before it was tuned."""
+    values: dict[str, Settings] = tomllib.loads(file.read_text(encoding="utf-8"))
     return values.get(method.tuned_as or method.name, {})
 
 
@@ -61,16 +62,24 @@ def tune(name: str, *, root: Path, config: Config, dataset: Path, num_trials: in
         sampler=optuna.samplers.TPESampler(seed=len(method.name), n_startup_trials=4),
     )
     if not study.trials:
-        defaults = {name: getattr(config.aden, name) for name in ("learning_rate", "weight_decay", "max_epochs")}
-        study.enqueue_trial(defaults | dict(tuned(method)))
+        present = update_config(config, tuned(method))
+        study.enqueue_trial(
+            {
+                "aden.learning_rate": present.aden.learning_rate,
+                "aden.weight_decay": present.aden.weight_decay,
+                "aden.max_epochs": present.aden.max_epochs,
+                "model.initial_scale": present.model.initial_scale,
+            }
+        )
 
     def judge(trial: optuna.Trial) -> float:
-        settings = {
-            "learning_rate": trial.suggest_float("learning_rate", *LEARNING_RATES, log=True),
-            "weight_decay": trial.suggest_categorical("weight_decay", WEIGHT_DECAYS),
-            "max_epochs": trial.suggest_categorical("max_epochs", EPOCHS),
-        }
-        return _validation_auc(method, root=root, config=update_config(config, {"aden": settings}), dataset=dataset)
+        trial.suggest_float("aden.learning_rate", *LEARNING_RATES, log=True)
+        trial.suggest_categorical("aden.weight_decay", WEIGHT_DECAYS)
+        trial.suggest_categorical("aden.max_epochs", EPOCHS)
+        if not method.pretraining:
+            trial.suggest_categorical("model.initial_scale", INITIAL_SCALES)
+        settings = update_config(config, _by_section(trial.params))
+        return _validation_auc(method, root=root, config=settings, dataset=dataset)
 
     done = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED)
     study.optimize(judge, n_trials=max(0, num_trials - len(study.get_trials(states=done))))
@@ -93,8 +102,17 @@ def write_tuned(methods: Sequence[Method], *, root: Path, out: Path) -> None:
                 study_name=method.name,
                 storage=JournalStorage(JournalFileBackend(str(journal))),
             )
-            values[method.name] = dict(study.best_params)
+            values[method.name] = _by_section(study.best_params)
     write_file(out, tomli_w.dumps(values).encode())
+
+
+def _by_section(values: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Settings named `section.name` as settings by section."""
+    sections: dict[str, dict[str, Any]] = {}
+    for key, value in values.items():
+        section, name = key.split(".")
+        sections.setdefault(section, {})[name] = value
+    return sections
 
 
 def _validation_auc(method: Method, *, root: Path, config: Config, dataset: Path) -> float:

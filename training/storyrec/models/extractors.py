@@ -17,10 +17,7 @@ from storyrec.models.dropout import Dropout
 from storyrec.schema import COVER_WIDTH, Domain
 
 PADDING_WORD = 0
-INITIAL_WORD_DEVIATION = 0.1
-INITIAL_VISUAL_DEVIATION = 0.4
-"""So that covers of unit length start as features of length 3. With a tenth of it a click model that starts from fresh
-extractors learns many times slower and ends lower, on the marketplace that settings are searched on."""
+INITIAL_WORD_DEVIATION = 0.05
 CPU = torch.device("cpu")
 COPIED_ROWS = 1 << 16  # of an array that may be larger than memory, at a time
 
@@ -144,6 +141,7 @@ class Extractors(nn.Module):
         visual_width: width of a raw cover.
         word_positions: add a learned row per position of a word (not in the paper's text).
         dropout: share of attention weights dropped in training.
+        initial_scale: how long features are at first; at 1 covers keep their length.
     """
 
     def __init__(
@@ -155,6 +153,7 @@ class Extractors(nn.Module):
         visual_width: int = COVER_WIDTH,
         word_positions: bool = True,
         dropout: float = 0.1,
+        initial_scale: float = 1.0,
     ) -> None:
         super().__init__()
         self.width = width
@@ -166,11 +165,11 @@ class Extractors(nn.Module):
         self.attention_score = nn.Linear(width, width, bias=False)
         self.dropout = Dropout(dropout)
         with torch.no_grad():
-            self.words.weight.normal_(std=INITIAL_WORD_DEVIATION)
+            self.words.weight.normal_(std=initial_scale * INITIAL_WORD_DEVIATION)
             self.words.weight[PADDING_WORD] = 0.0
-            self.visual_projection.weight.normal_(std=INITIAL_VISUAL_DEVIATION)
+            self.visual_projection.weight.normal_(std=initial_scale * width**-0.5)
             if self.positions is not None:
-                self.positions.weight.normal_(std=INITIAL_WORD_DEVIATION / 10)
+                self.positions.weight.normal_(std=initial_scale * INITIAL_WORD_DEVIATION / 10)
 
     def forward(self, tokens_NW: Tensor | None, visual_raw_NV: Tensor | None, *, domain: Domain) -> ItemFeatures:
         """Extract the features of N items of one domain.
