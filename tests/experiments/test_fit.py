@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from experiment_world import contents, mask_clicks, small_world, write_variant
 from scipy.special import expit, logit
 
-from experiment_world import contents, mask_clicks, small_world, write_variant
 from storyrec.config import Config, update_config
 from storyrec.data.dataset import Dataset
 from storyrec.errors import DataError, ModelError
@@ -173,7 +173,9 @@ def test_what_nobody_could_learn_from_or_be_judged_by_is_refused(
     dataset = write_variant(small, tmp_path / "variant", **spoil(small.data))
     with pytest.raises(DataError, match=said.replace("(", r"\(").replace(")", r"\)")) as caught:
         fit(method, root=tmp_path / "root", config=update_config(small.config, settings), dataset=dataset, seed=0)
-    assert caught.value.expected and caught.value.where == str(dataset) and caught.value.remedy
+    assert caught.value.expected
+    assert caught.value.where == str(dataset)
+    assert caught.value.remedy
     assert contents(tmp_path / "root") == {}
 
 
