@@ -76,12 +76,15 @@ class Method:
     settings: Settings = field(default_factory=dict)
 
 
+_PAPER: Settings = {"dual": {"contrast": "hinge", "adversary": True, "squared_distance": False}}
+
 PRETRAININGS: Mapping[str, Settings] = {
-    "DUAL": {},
-    "DUAL without adversary": {"dual": {"adversary": False}},
-    "DUAL with InfoNCE": {"dual": {"contrast": "infonce"}},
-    "DUAL with squared distance": {"dual": {"squared_distance": True}},
-    "DUAL without word positions": {"model": {"word_positions": False}},
+    "DUAL": _PAPER,
+    "DUAL without adversary": {"dual": {**_PAPER["dual"], "adversary": False}},
+    "DUAL with InfoNCE": {"dual": {**_PAPER["dual"], "contrast": "infonce"}},
+    "DUAL with InfoNCE, without adversary": {"dual": {"contrast": "infonce", "adversary": False}},
+    "DUAL with squared distance": {"dual": {**_PAPER["dual"], "squared_distance": True}},
+    "DUAL without word positions": {**_PAPER, "model": {"word_positions": False}},
 }
 """Ways of pre-training, and what each sets otherwise."""
 
