@@ -226,16 +226,17 @@ def placebo(
     from storyrec.experiments.placebo import run_placebos
     from storyrec.experiments.report import write_report
 
+    root = out / "small" if small else out
     results = run_placebos(
         load_config(config),
         data=data,
-        root=out / "small" if small else out,
+        root=root,
         seeds=range(SMALL_SEEDS if small else seeds),
         num_jobs=jobs,
         overrides=SMALL if small else {},
     )
-    write_report(results, out / "placebo")
-    typer.echo(f"{out / 'placebo' / 'report.html'}")
+    write_report(results, root / "placebo")
+    typer.echo(f"{root / 'placebo' / 'report.html'}")
 
 
 @experiment_app.command()

@@ -9,9 +9,11 @@ import multiprocessing
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ from rich.console import Console
 
 from storyrec.config import Config, update_config
 from storyrec.data.dataset import Dataset
-from storyrec.errors import ConfigError, DataError
+from storyrec.errors import ConfigError, DataError, ModelError
 from storyrec.experiments.fit import RESULT, fit, pretrain, pretrained_folder, run_folder, tuned_numbers
 from storyrec.experiments.methods import Method, Settings
 from storyrec.experiments.results import Run
@@ -153,7 +155,8 @@ def run_jobs(jobs: Iterable[Job], *, title: str, num_jobs: int) -> None:
     """Do the jobs that are not done, some at a time; say after each how long the rest may take.
 
     Raises:
-        StoryrecError: a job failed; those under way are finished, those that wait are not begun.
+        StoryrecError: a job failed or its process was killed; those under way are finished, those that wait
+            are not begun.
     """
     waiting = [job for job in jobs if not job.done.exists()]
     if not waiting:
@@ -164,17 +167,26 @@ def run_jobs(jobs: Iterable[Job], *, title: str, num_jobs: int) -> None:
         track(title, total=len(waiting)) as progress,
         ProcessPoolExecutor(num_jobs, mp_context=multiprocessing.get_context("spawn")) as pool,
     ):
-        futures: dict[Future[None], Job] = {pool.submit(job.work): job for job in waiting}
-        try:
-            for number, future in enumerate(as_completed(futures), start=1):
+        # no more than there are processes, because the pool begins whatever it was given
+        queue = iter(waiting)
+        running: dict[Future[None], Job] = {pool.submit(job.work): job for job in islice(queue, num_jobs)}
+        for number in range(1, len(waiting) + 1):
+            future = next(as_completed(running))
+            job = running.pop(future)
+            try:
                 future.result()
-                left = (time.monotonic() - started) / number * (len(waiting) - number)
-                note = f"{futures[future].name}; about {timedelta(seconds=round(left))} left"
-                progress.advance(note=note)
-                console.print(f"{title} {number}/{len(waiting)}: {note}", soft_wrap=True)
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
+            except BrokenProcessPool as error:
+                raise ModelError(
+                    "a process was killed before its work was done",
+                    expected="memory for as many processes as --jobs says",
+                    where=f"{title}: {', '.join(job.name for job in (job, *running.values()))}",
+                    remedy="run the same command again, with fewer --jobs; what is finished stays",
+                ) from error
+            running |= {pool.submit(job.work): job for job in islice(queue, 1)}
+            left = (time.monotonic() - started) / number * (len(waiting) - number)
+            note = f"{job.name}; about {timedelta(seconds=round(left))} left"
+            progress.advance(note=note)
+            console.print(f"{title} {number}/{len(waiting)}: {note}", soft_wrap=True)
 
 
 def read_run(folder: Path) -> Run:
@@ -183,17 +195,21 @@ def read_run(folder: Path) -> Run:
     Raises:
         DataError: its result cannot be read.
     """
-    result = _read_json(folder / RESULT)
-    return Run(
-        method=result["method"],
-        group=result["group"],
-        seed=result["seed"],
-        metrics=result["metrics"],
-        seconds=result["training"]["seconds"],
-        num_parameters=result["num_parameters"],
-        best_epoch=result["training"]["best_epoch"],
-        settings=result["settings"],
-    )
+    path = folder / RESULT
+    result = _read_json(path)
+    try:
+        return Run(
+            method=result["method"],
+            group=result["group"],
+            seed=result["seed"],
+            metrics=result["metrics"],
+            seconds=result["training"]["seconds"],
+            num_parameters=result["num_parameters"],
+            best_epoch=result["training"]["best_epoch"],
+            settings=result["settings"],
+        )
+    except (KeyError, TypeError) as error:
+        raise _unreadable(error, where=path) from error
 
 
 def claim_root(root: Path, *, config: Config, digest: str) -> None:
@@ -217,7 +233,7 @@ def _check_run(folder: Path, *, config: Config) -> None:
     """Refuse a finished run whose tuned numbers are others than today's."""
     if not (folder / RESULT).exists():
         return
-    found = _read_json(folder / RESULT)["settings"]
+    found = read_run(folder).settings
     expected = tuned_numbers(config)
     differences = _differences({name: found.get(name) for name in expected}, expected)
     if differences:
@@ -251,9 +267,14 @@ def _read_json(path: Path) -> dict[str, Any]:
             raise ValueError("no JSON object")
         return content
     except (OSError, ValueError) as error:
-        raise DataError(
-            f"the file cannot be read: {error}",
-            expected="what an experiment wrote",
-            where=str(path),
-            remedy="remove it and run the experiment again",
-        ) from error
+        raise _unreadable(error, where=path) from error
+
+
+def _unreadable(error: Exception, *, where: Path) -> DataError:
+    reason = f"it has no {error}" if isinstance(error, KeyError) else str(error)
+    return DataError(
+        f"the file cannot be read: {reason}",
+        expected="what an experiment wrote",
+        where=str(where),
+        remedy="remove it and run the experiment again",
+    )
