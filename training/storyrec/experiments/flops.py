@@ -37,7 +37,8 @@ class Flops:
     Attributes:
         training_all, inference_all: of the whole model, every slot's item extracted for itself.
         training_all_once, inference_all_once: likewise, each distinct item of the batch extracted once.
-        training_sequence, inference_sequence: of what lies between the item features and the head.
+        training_sequence, inference_sequence: of what lies between the item features and the head, where the
+            method reads clicks; else 0.
         dual: a DUAL step's operations per pair, where the method starts from it; else 0.
     """
 
@@ -114,9 +115,12 @@ def count_flops(
     def parts(work: Callable[[], Tensor], *, backward: bool) -> dict[str, float]:
         """Operations per instance, in millions."""
         whole, head = _count(work, backward=backward)
-        per_slot, _ = _count(lambda: extract(story_slots, product_slots), backward=backward)
+        per_slot, _ = _count(
+            lambda: extract(story_slots[story_slots > 0], product_slots[product_slots > 0]), backward=backward
+        )
         once, _ = _count(lambda: extract(np.unique(story_slots), np.unique(product_slots)), backward=backward)
-        figures = {"all": whole - once + per_slot, "all_once": whole, "sequence": whole - once - head}
+        sequence = whole - once - head if model.ranker.reads else 0
+        figures = {"all": whole - once + per_slot, "all_once": whole, "sequence": sequence}
         return {name: 1e-6 * value / len(index_B) for name, value in figures.items()}
 
     trained = parts(lambda: model.loss(batch, stories=stories, products=products), backward=True)
@@ -129,10 +133,10 @@ def count_flops(
 
 
 def _slots(batch: Batch, model: ClickModel) -> tuple[Int64s, Int64s]:
-    """The catalog row of every slot that the method reads, targets among the stories; padding left out."""
+    """The catalog row of every slot that the method reads, targets among the stories; 0 at padding."""
     reads = model.ranker.reads
-    story_slots = batch.story_slots_BS[batch.story_slots_BS > 0] if Domain.STORY in reads else batch.story_rows_B[:0]
-    product_slots = batch.product_slots_BP[batch.product_slots_BP > 0]
+    story_slots = batch.story_slots_BS.ravel() if Domain.STORY in reads else batch.story_rows_B[:0]
+    product_slots = batch.product_slots_BP.ravel()
     return np.concatenate([batch.story_rows_B, story_slots]), product_slots[: None if Domain.PRODUCT in reads else 0]
 
 

@@ -1,6 +1,7 @@
 """From a data root of the log contract to the dataset that experiments run on."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -47,7 +48,7 @@ def prepare(config: Config, *, data: Path, root: Path, day: date | None = None) 
 
     Raises:
         MissingPartition: there are no logs, or too few days.
-        ConfigError: the folder holds the dataset of other logs.
+        ConfigError: the folder was made for other logs.
         DataError: a cover is not finite, or there is nothing to learn from.
     """
     truth = data.parent / "truth"
@@ -71,29 +72,42 @@ def prepare(config: Config, *, data: Path, root: Path, day: date | None = None) 
         )
     day = day or suggest_days(logs)[1]
     facts = {"logs": str(data.resolve()), "day": day.isoformat(), "windows": config.windows.model_dump(mode="json")}
+    claim_data(root, facts)
     dataset = root / DATASET
-    marker = root / DATA
-    if marker.exists():
-        found = json.loads(marker.read_bytes())
-        if found != facts:
-            raise ConfigError(
-                "the folder holds experiments on other data: "
-                + "; ".join(
-                    f"{name} was {found.get(name)}, now {facts[name]}"
-                    for name in facts
-                    if found.get(name) != facts[name]
-                ),
-                expected="experiments on this data",
-                where=str(root),
-                remedy="name another folder with --out",
-            )
+    if dataset.exists():
         return Prepared(config, dataset)
     validate_logs(config, day=day)
-    built = build_dataset(config, day=day, out=dataset)
+    draft = root / "work" / DATASET
+    built = build_dataset(config, day=day, out=draft)
     for name, catalog in (("stories", built.stories), ("products", built.products)):
         check_covers(catalog, name=name)
-    write_file(marker, json.dumps(facts, indent=1).encode())
+    draft.rename(dataset)
     return Prepared(config, dataset)
+
+
+def claim_data(root: Path, facts: Mapping[str, object]) -> None:
+    """Write down what data the folder is for, or check that it is the same.
+
+    This comes before anything else is written, so that logs of two kinds never meet in one folder.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    marker = root / DATA
+    if not marker.exists():
+        write_file(marker, json.dumps(facts, indent=1).encode())
+        return
+    found = json.loads(marker.read_bytes())
+    if found != facts:
+        raise ConfigError(
+            "the folder holds experiments on other data: "
+            + "; ".join(
+                f"{name} was {found.get(name)}, now {facts[name]}" for name in facts if found.get(name) != facts[name]
+            ),
+            expected="experiments on this data",
+            where=str(root),
+            remedy="name another folder with --out",
+        )
 
 
 def prepared_dataset(root: Path) -> Dataset:
@@ -102,7 +116,7 @@ def prepared_dataset(root: Path) -> Dataset:
     Raises:
         DataError: nothing was run there.
     """
-    if not (root / DATA).exists():
+    if not (root / DATASET).exists():
         raise DataError(
             "there are no experiments in this folder",
             expected="finished runs of Table VI",

@@ -59,9 +59,9 @@ def tune(name: str, *, root: Path, config: Config, dataset: Path, num_trials: in
         storage=JournalStorage(JournalFileBackend(str(folder / "journal.log"))),
         direction="maximize",
         load_if_exists=True,
-        sampler=optuna.samplers.TPESampler(seed=len(method.name), n_startup_trials=4),
     )
-    if not study.trials:
+    done = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED)
+    if not study.get_trials(states=(*done, optuna.trial.TrialState.WAITING)):
         present = update_config(config, tuned(method))
         study.enqueue_trial(
             {
@@ -81,8 +81,10 @@ def tune(name: str, *, root: Path, config: Config, dataset: Path, num_trials: in
         settings = update_config(config, _by_section(trial.params))
         return _validation_auc(method, root=root, config=settings, dataset=dataset)
 
-    done = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED)
-    study.optimize(judge, n_trials=max(0, num_trials - len(study.get_trials(states=done))))
+    for number in range(len(study.get_trials(states=done)), num_trials):
+        # a generator for each trial, so that a search that was cut off goes on as it would have
+        study.sampler = optuna.samplers.TPESampler(seed=number, n_startup_trials=4)
+        study.optimize(judge, n_trials=1)
     trials = [{"value": trial.value, **trial.params} for trial in study.get_trials(states=done)]
     write_file(folder / f"{num_trials}-trials.json", json.dumps(trials, indent=1).encode())
 
@@ -93,7 +95,10 @@ def search_folder(root: Path, name: str) -> Path:
 
 
 def write_tuned(methods: Sequence[Method], *, root: Path, out: Path) -> None:
-    """Write the winners of finished searches as TOML; methods that were not searched keep their present values."""
+    """Write the winners of finished searches as TOML.
+
+    Methods that were not searched, or of which every training diverged, keep their present values.
+    """
     values = dict(tomllib.loads(TUNED.read_text(encoding="utf-8")))
     for method in methods:
         journal = search_folder(root, method.name) / "journal.log"
@@ -102,7 +107,8 @@ def write_tuned(methods: Sequence[Method], *, root: Path, out: Path) -> None:
                 study_name=method.name,
                 storage=JournalStorage(JournalFileBackend(str(journal))),
             )
-            values[method.name] = _by_section(study.best_params)
+            if study.get_trials(states=[optuna.trial.TrialState.COMPLETE]):
+                values[method.name] = _by_section(study.best_params)
     write_file(out, tomli_w.dumps(values).encode())
 
 
