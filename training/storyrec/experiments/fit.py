@@ -98,7 +98,8 @@ def fit(name: str, *, root: Path, config: Config, dataset: Path, seed: int) -> N
                 stage.score(part, np.arange(len(part))) for part in (data.validation, data.holdout)
             )
     # training keeps as many non-clicks as clicks; only the log loss is touched by this
-    scores_B = expit(holdout_B + calibration_offset(validation_B, data.validation.clicked_B))
+    offset = calibration_offset(validation_B, data.validation.clicked_B)
+    scores_B = expit(holdout_B + offset).astype(np.float32)
     evaluation = config.evaluation
     result = {
         "method": method.name,
@@ -108,7 +109,7 @@ def fit(name: str, *, root: Path, config: Config, dataset: Path, seed: int) -> N
         "metrics": summarize(
             data.holdout.user_ids_B,
             data.holdout.clicked_B,
-            scores_B,
+            scores_B.astype(np.float64),
             num_candidates=evaluation.num_candidates,
             top_k=evaluation.top_k,
             seed=evaluation.seed,
@@ -118,7 +119,7 @@ def fit(name: str, *, root: Path, config: Config, dataset: Path, seed: int) -> N
         "training": trained.to_json(),
     }
     with write_folder(run_folder(root, method.name, seed=seed)) as folder:
-        np.save(folder / SCORES, scores_B.astype(np.float32), allow_pickle=False)
+        np.save(folder / SCORES, scores_B, allow_pickle=False)
         write_file(folder / WEIGHTS, safetensors.torch.save(model.cpu().state_dict()))
         write_file(folder / RESULT, json.dumps(result, indent=1).encode())
 
