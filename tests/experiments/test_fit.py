@@ -71,6 +71,21 @@ def test_a_seed_decides_every_bit(small: World, root: Path, tmp_path: Path) -> N
     assert ours["click_rate"] == theirs["click_rate"]
 
 
+def test_a_seed_decides_the_initial_weights_and_nothing_else(small: World) -> None:
+    _, _, products = open_dataset(small.dataset, max_words=small.config.features.max_title_words)
+    torch.manual_seed(5)
+    expected = torch.rand(1)
+    torch.manual_seed(5)
+    first, again, other = (
+        build_model(METHODS[METHOD], config=small.config, data=small.data, products=products, seed=seed).state_dict()
+        for seed in (0, 0, 1)
+    )
+    assert torch.rand(1) == expected  # the process's own draws go on as they were
+    for name in ("extractors.visual_projection.weight", "ranker.story_attention.query.weight"):
+        assert torch.equal(first[name], again[name])
+        assert not torch.equal(first[name], other[name])
+
+
 def test_metrics_are_those_of_the_scores(small: World, root: Path) -> None:
     holdout, evaluation = small.data.holdout, small.config.evaluation
     expected = summarize(

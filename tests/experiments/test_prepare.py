@@ -41,15 +41,10 @@ def test_the_dataset_is_of_the_last_day_and_made_once(logs: Path, root: Path) ->
     assert set(data.holdout.shown_us_B // 86_400_000_000) == {(date(2026, 3, 5) - date(1970, 1, 1)).days}
 
 
-def test_truth_is_found_beside_the_logs(logs: Path, root: Path, tmp_path: Path) -> None:
+def test_truth_is_found_beside_the_logs(logs: Path, root: Path) -> None:
     locations = prepare(Config(), data=logs, root=root).config.locations
     assert locations.truth == str(logs.parent / "truth")
     assert (locations.logs, locations.work) == (str(logs), str(root / "work"))
-    # the settings' own truth is of another marketplace
-    shutil.copytree(logs, tmp_path / "logs")
-    (tmp_path / "truth").mkdir()
-    elsewhere = update_config(Config(), {"locations": {"truth": str(logs.parent / "truth")}})
-    assert prepare(elsewhere, data=tmp_path / "logs", root=tmp_path / "root").config.locations.truth == ""
 
 
 def test_other_logs_are_refused(logs: Path, root: Path, tmp_path: Path) -> None:
@@ -105,7 +100,12 @@ def test_in_logs_such_a_cover_takes_its_item_out(logs: Path, root: Path, tmp_pat
     """Validation rejects the row, so the dataset's covers are finite."""
     shutil.copytree(logs, tmp_path / "logs")
     story = spoil_a_cover(tmp_path / "logs", value=float("nan"))
-    prepare(Config(), data=tmp_path / "logs", root=tmp_path / "root")
+    (tmp_path / "truth").mkdir()
+    elsewhere = update_config(Config(), {"locations": {"truth": str(logs.parent / "truth")}})
+    prepared = prepare(elsewhere, data=tmp_path / "logs", root=tmp_path / "root")
+    assert (
+        prepared.config.locations.truth == ""
+    )  # a folder without a marketplace, and that of the settings is another's
     ours, theirs = prepared_dataset(tmp_path / "root").stories, prepared_dataset(root).stories
     assert set(theirs.item_ids_N) - set(ours.item_ids_N) == {story}
     assert np.isfinite(ours.visual_raw_NV).all()

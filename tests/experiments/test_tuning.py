@@ -21,9 +21,12 @@ from trained import World
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> World:
-    """With the default number of epochs, which is among those that are searched."""
-    world = small_world(tmp_path_factory.mktemp("small"))
-    return replace(world, config=update_config(world.config, {"aden": {"max_epochs": EPOCHS[0]}}))
+    """A third of the training instances, and a number of epochs that is among those that are searched."""
+    folder = tmp_path_factory.mktemp("small")
+    world = small_world(folder)
+    few = world.data.train.take(np.arange(0, len(world.data.train), 3))
+    config = update_config(world.config, {"aden": {"max_epochs": EPOCHS[0]}})
+    return World(config, write_variant(world, folder / "few", train=few))
 
 
 def search(root: Path, small: World, *, num_trials: int, method: str = "MF", dataset: Path | None = None) -> list[Any]:
