@@ -146,6 +146,6 @@ def check_covers(catalog: Catalog, *, name: str) -> None:
 
 
 def describe(data: Dataset) -> dict[str, object]:
-    """What a report says of the data: the day, the windows and the counts."""
-    summary = data.summary()
+    """What a report says of the data: the day, the windows and the counts, as they are when read from a file."""
+    summary = json.loads(json.dumps(data.summary()))
     return {name: summary[name] for name in ("day", "windows", "counts", "digest")}
