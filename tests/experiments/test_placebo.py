@@ -22,6 +22,7 @@ from storyrec.experiments.placebo import (
 )
 from storyrec.experiments.prepare import prepare
 from storyrec.experiments.results import Results, Run
+from storyrec.experiments.run import Plan
 from storyrec.logs.simulate import MARKER
 from trained import World
 
@@ -140,7 +141,7 @@ def test_on_a_simulated_marketplace_every_placebo_is_run(tmp_path: Path) -> None
     root = tmp_path / "root"
 
     def run() -> Results:
-        return run_placebos(Config(), data=logs, root=root, seeds=[0], num_jobs=1, overrides=TINY)
+        return run_placebos(Config(), data=logs, root=root, plan=Plan(seeds=[0], num_jobs=1, overrides=TINY))
 
     found = run()
     assert [(one.group, one.method) for one in found.runs] == [
@@ -170,7 +171,7 @@ def test_on_other_logs_only_what_needs_no_simulation_is_run(tmp_path: Path) -> N
     (logs / MARKER).unlink()
     config = update_config(Config(), TINY)
     prepare(config, data=logs, root=tmp_path / "root")
-    found = run_placebos(config, data=logs, root=tmp_path / "root", seeds=[0], num_jobs=1, overrides=TINY)
+    found = run_placebos(config, data=logs, root=tmp_path / "root", plan=Plan(seeds=[0], num_jobs=1, overrides=TINY))
     assert list(dict.fromkeys(run.group for run in found.runs)) == [UNCHANGED, "shuffled mounts", "permuted clicks"]
     assert len(found.notes) == 3
     assert not (tmp_path / "root/placebo/no-gap-and-one-vocabulary").exists()

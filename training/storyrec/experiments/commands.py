@@ -1,7 +1,7 @@
 """`storyrec experiment ...`: the paper's tables on any data root, and what belongs to them."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,6 +12,7 @@ from storyrec.errors import ConfigError
 
 if TYPE_CHECKING:
     from storyrec.experiments.methods import Method
+    from storyrec.experiments.run import Plan
 
 experiment_app = typer.Typer(help="Is ADAPT better than X on my data? The paper's tables.", no_args_is_help=True)
 
@@ -24,6 +25,10 @@ SmallOption = Annotated[bool, typer.Option("--small", help="Two seeds and short 
 ConfigOption = Annotated[
     Path | None, typer.Option("--config", help="TOML file of settings.", envvar="STORYREC_CONFIG", show_default=False)
 ]
+TunedOption = Annotated[
+    Path | None,
+    typer.Option("--tuned", help="tuned.toml of a search on this data; none: the package's.", show_default=False),
+]
 MethodsOption = Annotated[
     str, typer.Option("--methods", help="Only these, comma-separated; empty: all of the table.", show_default=False)
 ]
@@ -35,16 +40,7 @@ SMALL: dict[str, dict[str, int]] = {"aden": {"max_epochs": 2}, "dual": {"max_ste
 
 
 def compare(
-    experiment: str,
-    methods: "Sequence[Method]",
-    *,
-    data: Path,
-    root: Path,
-    config: Config,
-    chosen: str,
-    num_seeds: int,
-    num_jobs: int,
-    small: bool,
+    experiment: str, methods: "Sequence[Method]", *, data: Path, root: Path, config: Config, plan: "Plan"
 ) -> None:
     """Run the methods of a table and write its results and report."""
     from storyrec.data.dataset import Dataset
@@ -54,30 +50,42 @@ def compare(
     from storyrec.experiments.results import Results
     from storyrec.experiments.run import run_methods
 
-    methods = choose(methods, chosen)
-    if small:
-        num_seeds = SMALL_SEEDS
-        root = root / "small"
     prepared = prepare(config, data=data, root=root)
-    runs = run_methods(
-        methods,
-        root=root,
-        config=prepared.config,
-        dataset=prepared.dataset,
-        seeds=range(num_seeds),
-        num_jobs=num_jobs,
-        overrides=SMALL if small else {},
-    )
+    runs = run_methods(methods, root=root, config=prepared.config, dataset=prepared.dataset, plan=plan)
     dataset = Dataset.load(prepared.dataset)
     results = Results(
         experiment=experiment,
         data={"name": str(data), **describe(dataset)},
         runs=tuple(runs),
         references=score_references(prepared.config, dataset),
-        notes=("a small run: short trainings, not converged",) if small else (),
+        notes=("a small run: short trainings, not converged",) if plan.overrides else (),
     )
     write_report(results, root / experiment)
     typer.echo(f"{root / experiment / 'report.html'}")
+
+
+def make_plan(*, seeds: int, jobs: int, small: bool, tuned: Path | None) -> "Plan":
+    """The plan that the options ask for.
+
+    Raises:
+        ConfigError: the file of tuned settings is missing.
+    """
+    from storyrec.experiments.run import Plan
+    from storyrec.experiments.tuning import TUNED
+
+    if tuned is not None and not tuned.is_file():
+        raise ConfigError(
+            "the file of tuned settings is missing",
+            expected="a tuned.toml that `storyrec experiment tune` wrote",
+            where=str(tuned),
+            remedy="name an existing file with --tuned",
+        )
+    return Plan(
+        seeds=range(SMALL_SEEDS if small else seeds),
+        num_jobs=jobs,
+        overrides=SMALL if small else {},
+        tuned=tuned or TUNED,
+    )
 
 
 def choose(methods: "Sequence[Method]", names: str) -> "Sequence[Method]":
@@ -99,83 +107,56 @@ def choose(methods: "Sequence[Method]", names: str) -> "Sequence[Method]":
     return [method for method in methods if not wanted or method.name in wanted]
 
 
-@experiment_app.command()
-def table4(
-    data: DataArgument,
-    out: RootOption = DEFAULT_ROOT,
-    methods: MethodsOption = "",
-    seeds: SeedsOption = 5,
-    jobs: JobsOption = NUM_CORES,
-    small: SmallOption = False,
-    config: ConfigOption = None,
-) -> None:
-    """Table IV: every method of the paper."""
+def add_table(name: str, *, help: str, methods: "Callable[[], Sequence[Method]]") -> None:
+    """Add the command that compares the methods of a table."""
+
+    @experiment_app.command(name, help=help)
+    def command(
+        data: DataArgument,
+        out: RootOption = DEFAULT_ROOT,
+        only: MethodsOption = "",
+        seeds: SeedsOption = 5,
+        jobs: JobsOption = NUM_CORES,
+        small: SmallOption = False,
+        tuned: TunedOption = None,
+        config: ConfigOption = None,
+    ) -> None:
+        compare(
+            name,
+            choose(methods(), only),
+            data=data,
+            root=out / "small" if small else out,
+            config=load_config(config),
+            plan=make_plan(seeds=seeds, jobs=jobs, small=small, tuned=tuned),
+        )
+
+
+def _table4() -> "Sequence[Method]":
     from storyrec.experiments.methods import TABLE_4
 
-    compare(
-        "table4",
-        TABLE_4,
-        data=data,
-        root=out,
-        config=load_config(config),
-        chosen=methods,
-        num_seeds=seeds,
-        num_jobs=jobs,
-        small=small,
-    )
+    return TABLE_4
 
 
-@experiment_app.command()
-def table6(
-    data: DataArgument,
-    out: RootOption = DEFAULT_ROOT,
-    methods: MethodsOption = "",
-    seeds: SeedsOption = 5,
-    jobs: JobsOption = NUM_CORES,
-    small: SmallOption = False,
-    config: ConfigOption = None,
-) -> None:
-    """Table VI: ADAPT without some of its parts."""
+def _table6() -> "Sequence[Method]":
     from storyrec.experiments.methods import TABLE_6
 
-    compare(
-        "table6",
-        TABLE_6,
-        data=data,
-        root=out,
-        config=load_config(config),
-        chosen=methods,
-        num_seeds=seeds,
-        num_jobs=jobs,
-        small=small,
-    )
+    return TABLE_6
 
 
-@experiment_app.command()
-def beyond(
-    data: DataArgument,
-    out: RootOption = DEFAULT_ROOT,
-    methods: MethodsOption = "",
-    seeds: SeedsOption = 5,
-    jobs: JobsOption = NUM_CORES,
-    small: SmallOption = False,
-    config: ConfigOption = None,
-) -> None:
-    """Beyond the paper: switches of ADAPT, and DIN, DIEN and BST as their own papers have them."""
+def _beyond() -> "Sequence[Method]":
     from storyrec.experiments.methods import BEYOND, ORIGINALS, TABLE_4
 
     bases = [method for method in TABLE_4 if method.name in {original.tuned_as for original in ORIGINALS}]
-    compare(
-        "beyond",
-        [*BEYOND, *bases, *ORIGINALS],
-        data=data,
-        root=out,
-        config=load_config(config),
-        chosen=methods,
-        num_seeds=seeds,
-        num_jobs=jobs,
-        small=small,
-    )
+    return [*BEYOND, *bases, *ORIGINALS]
+
+
+add_table("table4", help="Table IV: every method of the paper.", methods=_table4)
+add_table("table6", help="Table VI: ADAPT without some of its parts.", methods=_table6)
+add_table(
+    "beyond",
+    help="Beyond the paper: switches of ADAPT, and DIN, DIEN and BST as their own papers have them.",
+    methods=_beyond,
+)
 
 
 @experiment_app.command()
@@ -220,6 +201,7 @@ def placebo(
     seeds: SeedsOption = 5,
     jobs: JobsOption = NUM_CORES,
     small: SmallOption = False,
+    tuned: TunedOption = None,
     config: ConfigOption = None,
 ) -> None:
     """Worlds in which a gain must vanish: without shared interests, without a gap, shuffled mounts, permuted clicks."""
@@ -227,14 +209,8 @@ def placebo(
     from storyrec.experiments.report import write_report
 
     root = out / "small" if small else out
-    results = run_placebos(
-        load_config(config),
-        data=data,
-        root=root,
-        seeds=range(SMALL_SEEDS if small else seeds),
-        num_jobs=jobs,
-        overrides=SMALL if small else {},
-    )
+    plan = make_plan(seeds=seeds, jobs=jobs, small=small, tuned=tuned)
+    results = run_placebos(load_config(config), data=data, root=root, plan=plan)
     write_report(results, root / "placebo")
     typer.echo(f"{root / 'placebo' / 'report.html'}")
 

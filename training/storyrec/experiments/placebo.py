@@ -5,7 +5,7 @@ with something shuffled; so on logs that were not simulated only the latter two 
 """
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import date
 from pathlib import Path
@@ -23,7 +23,7 @@ from storyrec.experiments.methods import ADAPT, METHODS, WITHOUT_DUAL
 from storyrec.experiments.prepare import Prepared, describe, prepare
 from storyrec.experiments.references import score_references
 from storyrec.experiments.results import Results, Run
-from storyrec.experiments.run import run_methods
+from storyrec.experiments.run import Plan, run_methods
 from storyrec.logs.simulate import MARKER, Knobs, simulate
 
 SEED = 7
@@ -93,18 +93,14 @@ PLACEBOS: tuple[Placebo, ...] = (
 )
 
 
-def run_placebos(
-    config: Config, *, data: Path, root: Path, seeds: Sequence[int], num_jobs: int, overrides: Mapping[str, Any]
-) -> Results:
+def run_placebos(config: Config, *, data: Path, root: Path, plan: Plan) -> Results:
     """Run every placebo that this data allows; finished runs are taken as they are.
 
     Args:
         config: settings.
         data: data root of the log contract.
         root: folder of the experiments; a folder `placebo/<name>` each is written.
-        seeds: one run of every method each.
-        num_jobs: processes at a time.
-        overrides: settings that win over the tuned ones.
+        plan: which runs, and how.
 
     Returns:
         Runs grouped by placebo; the notes say what must hold and what was found.
@@ -124,9 +120,7 @@ def run_placebos(
                 root=folder,
                 config=prepared.config,
                 dataset=prepared.dataset,
-                seeds=seeds,
-                num_jobs=num_jobs,
-                overrides=overrides,
+                plan=plan,
             )
         ]
     dataset = Dataset.load(base.dataset)

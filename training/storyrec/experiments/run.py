@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import partial
 from itertools import islice
@@ -25,7 +25,7 @@ from storyrec.errors import ConfigError, DataError, ModelError
 from storyrec.experiments.fit import RESULT, fit, pretrain, pretrained_folder, run_folder, tuned_numbers
 from storyrec.experiments.methods import Method, Settings
 from storyrec.experiments.results import Run
-from storyrec.experiments.tuning import search_folder, tune, tuned
+from storyrec.experiments.tuning import TUNED, search_folder, tune, tuned
 from storyrec.pretrain import DUAL_WEIGHTS
 from storyrec.progress import track
 from storyrec.storage import write_file
@@ -50,15 +50,30 @@ class Job:
     done: Path
 
 
+@dataclass(frozen=True)
+class Plan:
+    """Which runs of every method, and how.
+
+    Attributes:
+        seeds: one run each.
+        num_jobs: processes at a time.
+        overrides: settings that win over the tuned ones.
+        tuned: file of the tuned settings, as `tuning.write_tuned` writes it.
+    """
+
+    seeds: Sequence[int]
+    num_jobs: int
+    overrides: Settings = field(default_factory=dict)
+    tuned: Path = TUNED
+
+
 def run_methods(
     methods: Sequence[Method],
     *,
     root: Path,
     config: Config,
     dataset: Path,
-    seeds: Sequence[int],
-    num_jobs: int,
-    overrides: Settings,
+    plan: Plan,
 ) -> list[Run]:
     """Fit every method with every seed, pre-training what they start from first.
 
@@ -67,9 +82,7 @@ def run_methods(
         root: folder of the experiments; finished runs in it are taken as they are.
         config: the settings that all methods share; each takes its tuned numbers besides.
         dataset: folder that `build_dataset` wrote.
-        seeds: one run each.
-        num_jobs: processes at a time.
-        overrides: settings that win over the tuned ones.
+        plan: which runs, and how.
 
     Returns:
         All runs, methods in the given order, then by seed.
@@ -78,11 +91,14 @@ def run_methods(
         ConfigError: the folder holds runs of other settings.
         DataError, ModelError: a run failed; those that were finished are kept.
     """
-    config = update_config(config, overrides)
+    config = update_config(config, plan.overrides)
     claim_root(root, config=config, digest=Dataset.load(dataset).digest)
-    settings = {method.name: update_config(update_config(config, tuned(method)), overrides) for method in methods}
+    settings = {
+        method.name: update_config(update_config(config, tuned(method, file=plan.tuned)), plan.overrides)
+        for method in methods
+    }
     for method in methods:
-        for seed in seeds:
+        for seed in plan.seeds:
             _check_run(
                 run_folder(root, method.name, seed=seed), config=update_config(settings[method.name], method.settings)
             )
@@ -95,11 +111,11 @@ def run_methods(
                 partial(pretrain, name, config=config, seed=seed, **common),
                 pretrained_folder(root, name, seed=seed) / DUAL_WEIGHTS,
             )
-            for seed in seeds
+            for seed in plan.seeds
             for name in pretrainings
         ],
         title="pre-training",
-        num_jobs=num_jobs,
+        num_jobs=plan.num_jobs,
     )
     run_jobs(
         [
@@ -108,13 +124,13 @@ def run_methods(
                 partial(fit, method.name, config=settings[method.name], seed=seed, **common),
                 run_folder(root, method.name, seed=seed) / RESULT,
             )
-            for seed in seeds
+            for seed in plan.seeds
             for method in methods
         ],
         title="methods",
-        num_jobs=num_jobs,
+        num_jobs=plan.num_jobs,
     )
-    return [read_run(run_folder(root, method.name, seed=seed)) for method in methods for seed in seeds]
+    return [read_run(run_folder(root, method.name, seed=seed)) for method in methods for seed in plan.seeds]
 
 
 def run_searches(
