@@ -14,7 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from storyrec.errors import ConfigError, DataError
-from storyrec.logs.amazon import MARKER, import_amazon
+from storyrec.logs.amazon import import_amazon
+from storyrec.logs.imported import MARKER
 from storyrec.logs.negatives import NEWNESS_CLICKS, sample_negatives
 from storyrec.schema import TABLES
 

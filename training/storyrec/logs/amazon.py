@@ -3,12 +3,9 @@
 Items of the target category are the stories, its reviews the clicked impressions; the source
 category gives the products and the product clicks. What a story's buyers also bought among the
 products is what it mounts. Non-clicks are sampled: see `negatives`.
-
 """
 
-import hashlib
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +13,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from storyrec.errors import ConfigError, DataError
+from storyrec.errors import ConfigError
+from storyrec.logs.imported import IDS, MARKER, digest_file, earlier_import
 from storyrec.logs.review_files import Descriptions, Reviews, find_file, read_descriptions, read_reviews
 from storyrec.logs.review_tables import ReviewLogs, day_of, make_logs
 from storyrec.progress import track
 from storyrec.storage import write_folder
 
-MARKER = "_import.json"
-IDS = "_ids"
 FORMAT = 1
 """Raised whenever the same files and settings give other logs."""
 
@@ -65,9 +61,9 @@ def import_amazon(
         "source": source_category,
         "negatives_per_click": negatives_per_click,
         "seed": seed,
-        "files": {path.name: _digest(path) for path in paths.values()},
+        "files": {path.name: digest_file(path) for path in paths.values()},
     }
-    if (done := _earlier_import(out, settings)) is not None:
+    if (done := earlier_import(out, settings)) is not None:
         return done
     with write_folder(out) as folder, track("import amazon", total=5) as progress:
         story_reviews = read_reviews(paths["reviews_target"])
@@ -96,35 +92,6 @@ def import_amazon(
         (folder / MARKER).write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
         progress.advance()
     return summary
-
-
-def _digest(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise DataError(
-            f"the file cannot be read: {error.strerror}", where=str(path), remedy="correct its permissions"
-        ) from error
-
-
-def _earlier_import(out: Path, settings: Mapping[str, object]) -> dict[str, Any] | None:
-    """The summary of this very import if `out` holds it; whatever else it holds is an error."""
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
-        return None
-    try:
-        summary: dict[str, Any] = json.loads((out / MARKER).read_text(encoding="utf-8"))
-        if summary["settings"] == settings:
-            return summary
-        found = "the folder holds an import of other files or settings"
-    except (OSError, ValueError, KeyError, TypeError):
-        found = "the place for the imported logs is taken by something else"
-    raise DataError(
-        found,
-        expected="a new or empty folder, or one with this very import",
-        where=str(out),
-        remedy="name another folder, or remove this one if you do not need it",
-    )
 
 
 def _write(folder: Path, logs: ReviewLogs) -> None:
