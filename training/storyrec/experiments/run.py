@@ -212,7 +212,7 @@ def read_run(folder: Path) -> Run:
         DataError: its result cannot be read.
     """
     path = folder / RESULT
-    result = _read_json(path)
+    result = read_json(path)
     try:
         return Run(
             method=result["method"],
@@ -240,7 +240,7 @@ def claim_root(root: Path, *, config: Config, digest: str) -> None:
         root.mkdir(parents=True, exist_ok=True)
         write_file(path, json.dumps(facts, indent=1).encode())
         return
-    differences = _differences(_read_json(path), facts)
+    differences = _differences(read_json(path), facts)
     if differences:
         raise _other_settings(differences, where=path)
 
@@ -276,7 +276,12 @@ def _differences(found: dict[str, Any], expected: dict[str, Any], *, prefix: str
     return lines
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """What an experiment wrote.
+
+    Raises:
+        DataError: the file is missing or holds no JSON object.
+    """
     try:
         content = json.loads(path.read_bytes())
         if not isinstance(content, dict):

@@ -8,11 +8,12 @@ from typing import Any
 from storyrec.checkpoint import weights_digest
 from storyrec.config import Config
 from storyrec.data.dataset import Dataset
-from storyrec.errors import ConfigError, DataError
+from storyrec.errors import ConfigError
 from storyrec.experiments.fit import slug
 from storyrec.experiments.matching import MAX_QUERIES, Embed, evaluate_matching, raw_covers, title_and_cover
 from storyrec.experiments.prepare import describe
 from storyrec.experiments.results import Metrics, Results, Run
+from storyrec.experiments.run import read_json
 from storyrec.experiments.snapshots import TABLE_7, Snapshot, conclude
 from storyrec.pretrain import raw_items
 from storyrec.progress import track
@@ -105,13 +106,13 @@ def _read_training(row: Snapshot, *, root: Path, seed: int) -> Mapping[str, Any]
     path = row.report(root, seed=seed)
     if path is None:
         return {}
-    report = _read_json(path)
+    report = read_json(path)
     training: dict[str, Any] = report.get("training", report)  # a run keeps it beside its figures
     return training
 
 
 def _read_metrics(path: Path, *, made_from: Mapping[str, Any]) -> Metrics:
-    content = _read_json(path)
+    content = read_json(path)
     found = content.get("made_from", {})
     differences = [
         f"{name} was {found.get(name)}, now {made_from[name]}"
@@ -127,18 +128,3 @@ def _read_metrics(path: Path, *, made_from: Mapping[str, Any]) -> Metrics:
         )
     metrics: Metrics = content["metrics"]
     return metrics
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_bytes())
-        if not isinstance(content, dict):
-            raise ValueError("no JSON object")
-        return content
-    except (OSError, ValueError) as error:
-        raise DataError(
-            f"the file cannot be read: {error}",
-            expected="what an experiment wrote",
-            where=str(path),
-            remedy="remove it and run the experiment again",
-        ) from error
