@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from storyrec.data.batches import Batch
-from storyrec.models.aden import Aden, TargetAttention
+from storyrec.models.aden import Aden
+from storyrec.models.attention import TargetAttention
 from storyrec.models.click_model import ClickModel, Features, distinct
 from storyrec.models.extractors import Extractors, RawItems
 from storyrec.schema import Domain
@@ -248,3 +249,21 @@ def test_distinct_is_unique_with_inverse() -> None:
     expected = np.unique(rows, return_inverse=True)
     for ours, theirs in zip(distinct(rows, num_rows=60), expected, strict=True):
         assert np.array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_gradients_of_the_attention_are_those_of_its_arithmetic(training: bool) -> None:
+    torch.manual_seed(3)
+    attention = TargetAttention(width=WIDTH, num_heads=HEADS, dropout=0.5).double().train(training)
+    target_BD = torch.randn(3, WIDTH, dtype=torch.float64, requires_grad=True)
+    sequence_BLD = torch.randn(3, LENGTH, WIDTH, dtype=torch.float64, requires_grad=True)
+    mask_BL = torch.arange(LENGTH) < torch.tensor([[LENGTH], [2], [0]])
+    names = [name for name, _ in attention.named_parameters()]
+
+    def user(target_BD: torch.Tensor, sequence_BLD: torch.Tensor, *weights: torch.Tensor) -> torch.Tensor:
+        torch.manual_seed(4)  # the same dropout at every call
+        inputs = (target_BD, sequence_BLD, mask_BL)
+        return torch.func.functional_call(attention, dict(zip(names, weights, strict=True)), inputs)
+
+    weights = [weight.detach().clone().requires_grad_() for weight in attention.parameters()]
+    assert torch.autograd.gradcheck(user, (target_BD, sequence_BLD, *weights))

@@ -33,7 +33,7 @@ from storyrec.warmstart import load_weights, start_from_champion
 
 ADEN_WEIGHTS = "aden.safetensors"
 EXTRACTORS = "extractors."
-SCORING_BATCH = 4_096
+SCORING_BATCH = 512  # sequences of larger batches leave a core's cache: up to 1.7 times slower
 
 Int64s = NDArray[np.int64]
 Floats = NDArray[np.float64]

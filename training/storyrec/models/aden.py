@@ -1,7 +1,6 @@
 """ADEN: the click probability of a target story, given a user's clicks in both domains.
 
-Paper: Sec. III-C, Eq. 9-10. Legend: B batch, L sequence (S story, P product), D width, H heads,
-E head width.
+Paper: Sec. III-C. Legend: B batch, L sequence (S story, P product), D width, H heads.
 """
 
 from collections.abc import Sequence
@@ -9,57 +8,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from storyrec.models.attention import TargetAttention
 from storyrec.models.click_model import BOTH_DOMAINS, Features, Ranker
-from storyrec.models.dropout import Dropout
 from storyrec.models.layers import click_head, time_block_table
 from storyrec.schema import Domain
-
-
-class TargetAttention(nn.Module):
-    """Multi-head attention of the target story over one sequence.
-
-    Paper: Eq. 9-10; without output projection, residual or normalisation. Key and value projections
-    are folded to the query's side, which is the same arithmetic without projecting every item of
-    the sequence: `q . (K f + k) = (q K) . f + q . k` and `sum a (V f + v) = V (sum a f) + v sum a`.
-    """
-
-    def __init__(self, *, width: int, num_heads: int, dropout: float) -> None:
-        super().__init__()
-        self.num_heads, self.head_width = num_heads, width // num_heads
-        self.query = nn.Linear(width, width)
-        self.key = nn.Linear(width, width)
-        self.value = nn.Linear(width, width)
-        self.dropout = Dropout(dropout)
-
-    def forward(self, target_BD: Tensor, sequence_BLD: Tensor, mask_BL: Tensor) -> Tensor:
-        """The user representation [B, D]; zero where the whole sequence is padding."""
-        num_heads, head_width = self.num_heads, self.head_width
-        value_HDE = self.value.weight.view(num_heads, head_width, -1).transpose(1, 2)
-        value_bias_HE = self.value.bias.view(num_heads, head_width)
-        weights_BHL = self.dropout(self.weights(target_BD, sequence_BLD, mask_BL))
-
-        pooled_HBD = torch.matmul(weights_BHL, sequence_BLD).transpose(0, 1)
-        user_BHE = torch.bmm(pooled_HBD, value_HDE).transpose(0, 1)
-        user_BHE = user_BHE + weights_BHL.sum(dim=-1, keepdim=True) * value_bias_HE
-        return user_BHE.flatten(1)
-
-    def weights(self, target_BD: Tensor, sequence_BLD: Tensor, mask_BL: Tensor) -> Tensor:
-        """How much each head attends to each item, [B, H, L]: they sum to 1 over real positions, 0 at padding.
-
-        Paper: Eq. 10.
-        """
-        num_heads, head_width = self.num_heads, self.head_width
-        query_HBE = self.query(target_BD).view(-1, num_heads, head_width).transpose(0, 1)
-        key_HED = self.key.weight.view(num_heads, head_width, -1)
-        key_bias_HE1 = self.key.bias.view(num_heads, head_width, 1)
-
-        folded_BHD = torch.bmm(query_HBE, key_HED).transpose(0, 1)
-        offset_BH1 = torch.bmm(query_HBE, key_bias_HE1).transpose(0, 1)
-        scores_BHL = (torch.matmul(folded_BHD, sequence_BLD.transpose(1, 2)) + offset_BH1) * head_width**-0.5
-        mask_B1L = mask_BL.unsqueeze(1)
-        # a finite floor: an empty sequence gets equal weights here, not NaN, and zeros below
-        scores_BHL = scores_BHL.masked_fill(~mask_B1L, torch.finfo(scores_BHL.dtype).min)
-        return torch.softmax(scores_BHL, dim=-1) * mask_B1L
 
 
 class Aden(Ranker):

@@ -208,24 +208,25 @@ class Extractors(nn.Module):
         order_N = torch.argsort(lengths_N, stable=True)
         sorted_NW = tokens_NW[order_N]
         # K words of all titles, in one look-up whose gradient is fast on a CPU
-        words_KD = self.words.weight.index_select(0, sorted_NW[sorted_NW != PADDING_WORD])
-        numbers = torch.bincount(lengths_N).tolist()
-        groups = torch.split(words_KD, [length * number for length, number in enumerate(numbers)])
-        parts = [
-            self._attend(words.view(number, length, self.width))
-            for length, (number, words) in enumerate(zip(numbers, groups, strict=True))
-        ]
-        return torch.cat(parts).index_select(0, torch.argsort(order_N))
-
-    def _attend(self, words_NWD: Tensor) -> Tensor:
-        """Eq. 2-4 for N titles of W words each; zero where W is 0."""
+        real_NW = sorted_NW != PADDING_WORD
+        words_KD = self.words.weight.index_select(0, sorted_NW[real_NW])
         if self.positions is not None:
-            words_NWD = words_NWD + self.positions.weight[: words_NWD.shape[1]]
+            numbers_NW = torch.arange(tokens_NW.shape[1], device=tokens_NW.device).expand_as(tokens_NW)
+            words_KD = words_KD + self.positions.weight.index_select(0, numbers_NW[real_NW])
         # tanh(x) = 2 sigmoid(2 x) - 1, many times faster on a CPU; the -1 moves all words' scores alike
         # and so cancels in the softmax
-        hidden_NWD = torch.sigmoid(2.0 * self.attention_hidden(words_NWD))
-        weights_NWD = torch.softmax(self.attention_score(2.0 * hidden_NWD), dim=1)
-        return (self.dropout(weights_NWD) * words_NWD).sum(dim=1)
+        weight, bias = self.attention_hidden.weight, self.attention_hidden.bias
+        hidden_KD = torch.sigmoid(F.linear(words_KD, 2.0 * weight, 2.0 * bias))
+        scores_KD = F.linear(hidden_KD, 2.0 * self.attention_score.weight)
+        numbers = torch.bincount(lengths_N).tolist()
+        sizes = [length * number for length, number in enumerate(numbers)]
+        groups = zip(numbers, torch.split(words_KD, sizes), torch.split(scores_KD, sizes), strict=True)
+        parts = []
+        for length, (number, words, scores) in enumerate(groups):
+            shape_NWD = (number, length, self.width)
+            weights_NWD = self.dropout(torch.softmax(scores.view(shape_NWD), dim=1))
+            parts.append((weights_NWD * words.view(shape_NWD)).sum(dim=1))
+        return torch.cat(parts).index_select(0, torch.argsort(order_N))
 
     def _product_title(self, tokens_NW: Tensor) -> Tensor:
         """Pool by the mean over the words. Paper: Sec. III-A."""
