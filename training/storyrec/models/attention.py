@@ -32,13 +32,13 @@ class TargetAttention(nn.Module):
     def forward(self, target_BD: Tensor, sequence_BLD: Tensor, mask_BL: Tensor) -> Tensor:
         """The user representation [B, D]; zero where the whole sequence is padding."""
         query_BHD, offset_BH1 = self._folded_query(target_BD)
-        factors_BHL = self.dropout(target_BD.new_ones(len(target_BD), self.num_heads, mask_BL.shape[1]))
-        if target_BD.is_cpu:
+        if self.training and target_BD.is_cpu:
+            factors_BHL = self.dropout(target_BD.new_ones(*query_BHD.shape[:2], mask_BL.shape[1]))
             inputs = (query_BHD, offset_BH1, sequence_BLD, mask_BL, factors_BHL)
             pooled_BHD, total_BH1 = _PooledByAttention.apply(*inputs)  # type: ignore[no-untyped-call]
         else:
-            weights_BHL = _attention_weights(query_BHD, offset_BH1, sequence_BLD, mask_BL) * factors_BHL
-            pooled_BHD, total_BH1 = torch.matmul(weights_BHL, sequence_BLD), weights_BHL.sum(dim=-1, keepdim=True)
+            weights_BHL = self.dropout(_attention_weights(query_BHD, offset_BH1, sequence_BLD, mask_BL))
+            pooled_BHD, total_BH1 = torch.bmm(weights_BHL, sequence_BLD), weights_BHL.sum(dim=-1, keepdim=True)
         value_HDE = self.value.weight.view(self.num_heads, self.head_width, -1).transpose(1, 2)
         user_BHE = torch.bmm(pooled_BHD.transpose(0, 1), value_HDE).transpose(0, 1)
         user_BHE = user_BHE + total_BH1 * self.value.bias.view(self.num_heads, self.head_width)
