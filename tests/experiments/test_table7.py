@@ -28,7 +28,7 @@ FOLDERS = {
     "w. DUAL, as pre-trained": "pretrained/dual",
     "DUAL without adversary": "pretrained/dual-without-adversary",
     "DUAL with InfoNCE": "pretrained/dual-with-infonce",
-    "DUAL with InfoNCE, without adversary": "pretrained/dual-with-infonce-without-adversary",
+    "DUAL with InfoNCE without adversary": "pretrained/dual-with-infonce-without-adversary",
     "DUAL with squared distance": "pretrained/dual-with-squared-distance",
 }
 

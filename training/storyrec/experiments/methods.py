@@ -82,7 +82,7 @@ PRETRAININGS: Mapping[str, Settings] = {
     "DUAL": _PAPER,
     "DUAL without adversary": {"dual": {**_PAPER["dual"], "adversary": False}},
     "DUAL with InfoNCE": {"dual": {**_PAPER["dual"], "contrast": "infonce"}},
-    "DUAL with InfoNCE, without adversary": {"dual": {"contrast": "infonce", "adversary": False}},
+    "DUAL with InfoNCE without adversary": {"dual": {"contrast": "infonce", "adversary": False}},
     "DUAL with squared distance": {"dual": {**_PAPER["dual"], "squared_distance": True}},
     "DUAL without word positions": {**_PAPER, "model": {"word_positions": False}},
 }

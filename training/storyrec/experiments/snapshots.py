@@ -95,7 +95,7 @@ WITHOUT_ADVERSARY, WITH_INFONCE, WITH_INFONCE_ALONE, WITH_SQUARES = (
     for name in (
         "DUAL without adversary",
         "DUAL with InfoNCE",
-        "DUAL with InfoNCE, without adversary",
+        "DUAL with InfoNCE without adversary",
         "DUAL with squared distance",
     )
 )
