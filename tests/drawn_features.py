@@ -42,4 +42,5 @@ def drawn_features(seed: int = 0) -> Features:
 
 def take(features: Features, rows: torch.Tensor | list[int]) -> Features:
     """Some of the impressions, in this order."""
-    return replace(features, **{part.name: getattr(features, part.name)[rows] for part in fields(Features)})
+    parts = [part.name for part in fields(Features) if part.name != "first_B"]
+    return replace(features, first_B=None, **{name: getattr(features, name)[rows] for name in parts})

@@ -73,6 +73,22 @@ def test_each_impression_is_scored_for_itself(ranker: Ranker) -> None:
         torch.testing.assert_close(ranker(take(features, [row])), logits_B[[row]], atol=1e-5, rtol=1e-5)
 
 
+def test_impressions_with_the_same_sequences_share_them(ranker: Ranker) -> None:
+    several = take(drawn_features(), [5, 1, 5, 0, 1, 5])
+    several = replace(several, target_BD=drawn_features(1).target_BD)
+    clicked_B = torch.tensor([1.0, 0, 0, 1, 0, 1])
+    losses, gradients = [], []
+    for first_B in (None, torch.tensor([0, 1, 0, 3, 1, 0])):
+        torch.manual_seed(0)  # DIEN's loss draws
+        loss = ranker.loss(replace(several, first_B=first_B), clicked_B)
+        gradients.append(torch.autograd.grad(loss, list(ranker.parameters()), allow_unused=True))
+        losses.append(loss)
+    torch.testing.assert_close(losses[1], losses[0])
+    for shared, alone in zip(*gradients, strict=True):
+        if alone is not None:
+            torch.testing.assert_close(shared, alone, atol=1e-5, rtol=1e-4)
+
+
 def test_domains_that_are_not_read_do_not_count(ranker: Ranker) -> None:
     features = drawn_features()
     unread = {
@@ -94,7 +110,7 @@ def test_without_any_click_scores_losses_and_gradients_are_finite(ranker: Ranker
     empty = {
         part.name: torch.zeros_like(getattr(features, part.name))
         for part in fields(Features)
-        if part.name not in {"target_BD", "user_rows_B", "target_categories_B"}
+        if part.name not in {"target_BD", "user_rows_B", "target_categories_B", "first_B"}
     }
     features = replace(features, **empty)
     features.target_BD.requires_grad_()

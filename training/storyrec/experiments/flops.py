@@ -4,7 +4,8 @@ Paper: Sec. IV-D, Table V. Counted by torch's FlopCounterMode: multiply-accumula
 two operations each; what is done element by element is not counted, as in the paper.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from storyrec.experiments.fit import build_model, open_dataset
 from storyrec.experiments.methods import Method
 from storyrec.experiments.prepare import describe
 from storyrec.experiments.results import Results, Run
-from storyrec.models.click_model import ClickModel
+from storyrec.models.click_model import ClickModel, Ranker
 from storyrec.models.extractors import RawItems
 from storyrec.pretrain import build_dual
 from storyrec.progress import track
@@ -35,8 +36,9 @@ class Flops:
     """Operations of one method, in millions per instance.
 
     Attributes:
-        training_all, inference_all: of the whole model, every slot's item extracted for itself.
-        training_all_once, inference_all_once: likewise, each distinct item of the batch extracted once.
+        training_all, inference_all: of the whole model, every slot's item extracted and every sequence read for itself.
+        training_all_once, inference_all_once: likewise, each distinct item of the batch extracted and each distinct
+            sequence read once.
         training_sequence, inference_sequence: of what lies between the item features and the head, where the
             method reads clicks; else 0.
         dual: a DUAL step's operations per pair, where the method starts from it; else 0.
@@ -114,13 +116,15 @@ def count_flops(
 
     def parts(work: Callable[[], Tensor], *, backward: bool) -> dict[str, float]:
         """Operations per instance, in millions."""
-        whole, head = _count(work, backward=backward)
+        whole, _ = _count(work, backward=backward)
+        with _every_sequence(model.ranker):
+            alone, head = _count(work, backward=backward)
         per_slot, _ = _count(
             lambda: extract(story_slots[story_slots > 0], product_slots[product_slots > 0]), backward=backward
         )
         once, _ = _count(lambda: extract(np.unique(story_slots), np.unique(product_slots)), backward=backward)
-        sequence = whole - once - head if model.ranker.reads else 0
-        figures = {"all": whole - once + per_slot, "all_once": whole, "sequence": sequence}
+        sequence = alone - once - head if model.ranker.reads else 0
+        figures = {"all": alone - once + per_slot, "all_once": whole, "sequence": sequence}
         return {name: 1e-6 * value / len(index_B) for name, value in figures.items()}
 
     trained = parts(lambda: model.loss(batch, stories=stories, products=products), backward=True)
@@ -130,6 +134,16 @@ def count_flops(
         **{f"inference_{name}": value for name, value in used.items()},
         dual=1e-6 * _dual(config, data, stories=stories, products=products) if method.pretraining else 0.0,
     )
+
+
+@contextmanager
+def _every_sequence(ranker: Ranker) -> Iterator[None]:
+    """Let a ranker read the sequences of every impression, as if no two were the same."""
+    shares, ranker.shares_sequences = ranker.shares_sequences, False
+    try:
+        yield
+    finally:
+        ranker.shares_sequences = shares
 
 
 def _slots(batch: Batch, model: ClickModel) -> tuple[Int64s, Int64s]:

@@ -30,7 +30,7 @@ UNSEEN = "unseen_"
 FLOPS_LABELS = {
     f"{step}_{part}": f"{step}, {text}"
     for step in ("training", "inference")
-    for part, text in (("all", "all"), ("all_once", "items once"), ("sequence", "sequence"))
+    for part, text in (("all", "all"), ("all_once", "shared once"), ("sequence", "sequence"))
 }
 OTHER_METRICS = ("impression_weighted_auc", "global_auc", "log_loss")
 

@@ -45,6 +45,7 @@ class BehaviorSequenceTransformer(Ranker):
     ) -> None:
         super().__init__()
         self.appended = appended
+        self.shares_sequences = not appended
         self.time_blocks = time_block_table(num_time_blocks, width=width)
         self.block = TransformerBlock(width=width, num_heads=num_heads, hidden_width=hidden_width, dropout=dropout)
         self.head = click_head(2 * width, head_widths=head_widths, dropout=dropout)
@@ -56,12 +57,19 @@ class BehaviorSequenceTransformer(Ranker):
 
     def user_and_target(self, features: Features) -> tuple[Tensor, Tensor]:
         """The user representation and the target's, [B, D] each; the user is zero without clicks."""
-        target_BD = features.target_BD
-        story_BSD, blocks_BS = cut_sequence(features.story_BSD, features.story_blocks_BS)
-        sequence_BLD, clicks_BS = story_BSD + self.time_blocks(blocks_BS), blocks_BS > 0
         if not self.appended:
-            return masked_mean(self.block(sequence_BLD, clicks_BS), clicks_BS), target_BD
+            return features.per_sequence(self._user), features.target_BD
+        sequence_BLD, clicks_BL = self._clicks(features)
         # positions have no order but their time blocks, so the target may stand behind the padding
-        sequence_BLD = torch.cat([sequence_BLD, target_BD.unsqueeze(1)], dim=1)
-        sequence_BLD = self.block(sequence_BLD, F.pad(clicks_BS, (0, 1), value=True))
-        return masked_mean(sequence_BLD[:, :-1], clicks_BS), sequence_BLD[:, -1]
+        sequence_BLD = torch.cat([sequence_BLD, features.target_BD.unsqueeze(1)], dim=1)
+        sequence_BLD = self.block(sequence_BLD, F.pad(clicks_BL, (0, 1), value=True))
+        return masked_mean(sequence_BLD[:, :-1], clicks_BL), sequence_BLD[:, -1]
+
+    def _user(self, features: Features) -> Tensor:
+        sequence_BLD, clicks_BL = self._clicks(features)
+        return masked_mean(self.block(sequence_BLD, clicks_BL), clicks_BL)
+
+    def _clicks(self, features: Features) -> tuple[Tensor, Tensor]:
+        """The timed items, and where there are any."""
+        story_BSD, blocks_BS = cut_sequence(features.story_BSD, features.story_blocks_BS)
+        return story_BSD + self.time_blocks(blocks_BS), blocks_BS > 0

@@ -4,8 +4,8 @@ A ranker is all that a method has behind the item features of Sec. III-A; the ex
 for all of them. Legend: B batch, S story sequence, P product sequence, D width, N distinct items.
 """
 
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -34,6 +34,7 @@ class Features:
         user_rows_B: row in a table of users, integers; 0 = a user without training instances.
         target_categories_B, story_categories_BS: category of the mounted product as a row of a table
             of categories, integers; 0 = none.
+        first_B: row of the first impression with the very same sequences, integers; None: nobody looked.
     """
 
     target_BD: Tensor
@@ -44,6 +45,22 @@ class Features:
     user_rows_B: Tensor
     target_categories_B: Tensor
     story_categories_BS: Tensor
+    first_B: Tensor | None = None
+
+    def per_sequence(self, part: Callable[["Features"], Tensor]) -> Tensor:
+        """What a part of a ranker makes of the sequences alone, [B, ...], computed once for those that are the same.
+
+        In training such impressions share what is dropped, too.
+
+        Args:
+            part: reads sequences, time blocks and categories of the clicks.
+        """
+        if self.first_B is None:
+            return part(self)
+        rows_U, places_B = torch.unique(self.first_B, return_inverse=True)
+        sequences = ("story_BSD", "story_blocks_BS", "product_BPD", "product_blocks_BP", "story_categories_BS")
+        once = replace(self, **{name: getattr(self, name).index_select(0, rows_U) for name in sequences})
+        return part(once).index_select(0, places_B)
 
 
 class Ranker(nn.Module):
@@ -51,9 +68,11 @@ class Ranker(nn.Module):
 
     Attributes:
         reads: the domains whose sequences it reads; features of the others are all zero.
+        shares_sequences: whether it uses `Features.per_sequence`.
     """
 
     reads: frozenset[Domain] = BOTH_DOMAINS
+    shares_sequences: bool = False
 
     def forward(self, features: Features) -> Tensor:
         """Logits of the click probabilities, [B]."""
@@ -159,6 +178,7 @@ class ClickModel(nn.Module):
             user_rows_B=put(batch.user_rows_B),
             target_categories_B=put(stories.categories_N[batch.story_rows_B]),
             story_categories_BS=put(stories.categories_N[batch.story_slots_BS]),
+            first_B=put(first_with_same_sequences(batch, self.ranker.reads)) if self.ranker.shares_sequences else None,
         )
 
 
@@ -167,6 +187,23 @@ def gather(items_ND: Tensor, places: Int64s) -> Tensor:
     # index_select, because the gradients of indexing and of F.embedding are several times slower on a CPU
     index = torch.from_numpy(places.ravel()).to(items_ND.device)
     return items_ND.index_select(0, index).view(*places.shape, items_ND.shape[1])
+
+
+def first_with_same_sequences(batch: Batch, reads: Collection[Domain]) -> Int64s:
+    """For each impression the first of the batch with the same clicks in the same time blocks, [B].
+
+    Args:
+        batch: of impressions.
+        reads: the domains that count.
+    """
+    parts: list[Int64s] = []
+    if Domain.STORY in reads:
+        parts += [batch.story_slots_BS, batch.story_blocks_BS]
+    if Domain.PRODUCT in reads:
+        parts += [batch.product_slots_BP, batch.product_blocks_BP]
+    clicks_BX = np.concatenate(parts, axis=1)
+    _, first_U, places_B = np.unique(clicks_BX, axis=0, return_index=True, return_inverse=True)
+    return first_U[places_B.ravel()]
 
 
 def distinct(rows: Int64s, *, num_rows: int) -> tuple[Int64s, Int64s]:

@@ -25,6 +25,8 @@ class CrossDomainTransformer(Ranker):
         dropout: share of hidden units dropped in training.
     """
 
+    shares_sequences = True
+
     def __init__(
         self,
         *,

@@ -74,9 +74,14 @@ def cut_sequence(items_BLD: Tensor, blocks_BL: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         Items and blocks, at least one column of them.
     """
-    num_columns = max(1, int((blocks_BL > 0).any(dim=0).sum()))
+    num_columns = longest_sequence(blocks_BL)
     items_BLD, blocks_BL = items_BLD[:, :num_columns], blocks_BL[:, :num_columns]
     return items_BLD.masked_fill((blocks_BL == 0).unsqueeze(-1), 0.0), blocks_BL
+
+
+def longest_sequence(blocks_BL: Tensor) -> int:
+    """Clicks of the longest of these sequences, at least 1; blocks as for `cut_sequence`."""
+    return max(1, int((blocks_BL > 0).any(dim=0).sum()))
 
 
 def masked_mean(values_BLD: Tensor, mask_BL: Tensor) -> Tensor:

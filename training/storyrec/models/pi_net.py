@@ -68,6 +68,8 @@ class ParallelInformationSharing(Ranker):
         num_members: latent members of an account.
     """
 
+    shares_sequences = True
+
     def __init__(
         self,
         *,
@@ -87,7 +89,8 @@ class ParallelInformationSharing(Ranker):
 
     def forward(self, features: Features) -> Tensor:
         """Logits of the click probabilities, [B]."""
-        logits_B1: Tensor = self.head(torch.cat([*self.users(features), features.target_BD], dim=-1))
+        users_BD = features.per_sequence(lambda sequences: torch.cat(self.users(sequences), dim=-1))
+        logits_B1: Tensor = self.head(torch.cat([users_BD, features.target_BD], dim=-1))
         return logits_B1.squeeze(-1)
 
     def users(self, features: Features) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from storyrec.models.click_model import Features, Ranker
-from storyrec.models.layers import click_head, cut_sequence, masked_softmax, time_block_table
+from storyrec.models.layers import click_head, cut_sequence, longest_sequence, masked_softmax, time_block_table
 from storyrec.schema import Domain
 
 
@@ -94,6 +94,7 @@ class Thacil(Ranker):
     """
 
     reads = frozenset({Domain.STORY})
+    shares_sequences = True
 
     def __init__(
         self,
@@ -122,8 +123,9 @@ class Thacil(Ranker):
     def forward(self, features: Features) -> Tensor:
         """Logits of the click probabilities, [B]."""
         target_BD = torch.cat([features.target_BD, self.categories(features.target_categories_B)], dim=-1)
-        blocks_BND, mask_BN = self.blocks(features)
-        user_BD = self.target_attention(self.self_attention(blocks_BND, mask_BN), target_BD.unsqueeze(1), mask_BN)
+        blocks_BND = features.per_sequence(lambda sequences: self.self_attention(*self.blocks(sequences)))
+        mask_BN = self._clicks(features.story_blocks_BS).any(dim=-1)
+        user_BD = self.target_attention(blocks_BND, target_BD.unsqueeze(1), mask_BN)
         logits_B1: Tensor = self.head(torch.cat([user_BD, target_BD], dim=-1))
         return logits_B1.squeeze(-1)
 
@@ -132,13 +134,12 @@ class Thacil(Ranker):
         story_BSD, blocks_BS = cut_sequence(features.story_BSD, features.story_blocks_BS)
         story_BSD = story_BSD + self.time_blocks(blocks_BS)
         num_clicks = blocks_BS.shape[1]
-        num_missing = -num_clicks % self.block_length
         categories_BS = features.story_categories_BS[:, :num_clicks].masked_fill(blocks_BS == 0, 0)
 
-        shape_BNK = (len(blocks_BS), (num_clicks + num_missing) // self.block_length, self.block_length)
-        mask_BNK = F.pad(blocks_BS > 0, (0, num_missing)).view(shape_BNK)
-        items_BNKD = F.pad(story_BSD, (0, 0, 0, num_missing)).view(*shape_BNK, story_BSD.shape[-1])
-        categories_BNKD = self.categories(F.pad(categories_BS, (0, num_missing)).view(shape_BNK))
+        mask_BNK = self._clicks(blocks_BS)
+        num_missing = -num_clicks % self.block_length
+        items_BNKD = F.pad(story_BSD, (0, 0, 0, num_missing)).view(*mask_BNK.shape, story_BSD.shape[-1])
+        categories_BNKD = self.categories(F.pad(categories_BS, (0, num_missing)).view(mask_BNK.shape))
         pooled_BND = torch.cat(
             [
                 self.item_attention(items_BNKD, categories_BNKD, mask_BNK),
@@ -147,3 +148,9 @@ class Thacil(Ranker):
             dim=-1,
         )
         return pooled_BND, mask_BNK.any(dim=-1)
+
+    def _clicks(self, time_blocks_BS: Tensor) -> Tensor:
+        """Where the blocks have clicks, [B, N, K]."""
+        num_clicks = longest_sequence(time_blocks_BS)
+        clicks_BC = F.pad(time_blocks_BS[:, :num_clicks] > 0, (0, -num_clicks % self.block_length))
+        return clicks_BC.view(len(clicks_BC), -1, self.block_length)

@@ -24,6 +24,7 @@ class YouTubeNet(Ranker):
     """
 
     reads = frozenset({Domain.STORY})
+    shares_sequences = True
 
     def __init__(self, *, width: int, num_time_blocks: int, head_widths: Sequence[int], dropout: float) -> None:
         super().__init__()
@@ -32,7 +33,11 @@ class YouTubeNet(Ranker):
 
     def forward(self, features: Features) -> Tensor:
         """Logits of the click probabilities, [B]."""
-        story_BSD, blocks_BS = cut_sequence(features.story_BSD, features.story_blocks_BS)
-        user_BD = masked_mean(story_BSD + self.time_blocks(blocks_BS), blocks_BS > 0)
+        user_BD = features.per_sequence(self.user)
         logits_B1: Tensor = self.head(torch.cat([user_BD, features.target_BD], dim=-1))
         return logits_B1.squeeze(-1)
+
+    def user(self, features: Features) -> Tensor:
+        """The mean of the clicks, [B, D]; zero without clicks."""
+        story_BSD, blocks_BS = cut_sequence(features.story_BSD, features.story_blocks_BS)
+        return masked_mean(story_BSD + self.time_blocks(blocks_BS), blocks_BS > 0)
