@@ -19,8 +19,9 @@ from storyrec.data.dataset import Dataset
 from storyrec.distributed import ALONE, Team, present_team
 from storyrec.finetune import ClickStage, build_aden, finetune_aden
 from storyrec.loop import Moment, Stage
+from storyrec.pair_stage import PairStage
 from storyrec.pairs import Mounts
-from storyrec.pretrain import PairStage, build_dual, pretrain_dual, raw_items
+from storyrec.pretrain import build_dual, pretrain_dual, raw_items
 from storyrec.storage import FolderStorage
 
 NEVER = 1_000_000

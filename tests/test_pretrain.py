@@ -21,8 +21,9 @@ from storyrec.loop import Moment, Schedule, train
 from storyrec.losses import domain_adversarial_loss, dual_domain_loss, info_nce_loss
 from storyrec.models.dual import Dual
 from storyrec.models.extractors import Extractors, RawItems
+from storyrec.pair_stage import PairStage
 from storyrec.pairs import Mounts, draw_others
-from storyrec.pretrain import TOO_FEW_PAIRS, PairStage, build_dual, pretrain_dual, raw_items
+from storyrec.pretrain import TOO_FEW_PAIRS, build_dual, pretrain_dual, raw_items
 from storyrec.schema import Domain
 from storyrec.storage import FolderStorage
 from storyrec.warmstart import WORD_TABLE

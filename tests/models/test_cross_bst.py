@@ -1,24 +1,33 @@
 """Cross-BST is BST on one sequence of both domains, in the order of time."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 
 from drawn_features import NUM_BLOCKS, NUM_PRODUCT_CLICKS, NUM_STORY_CLICKS, WIDTH, drawn_features, take
+from storyrec.models.bst import BehaviorSequenceTransformer
 from storyrec.models.cross_bst import CrossDomainTransformer, with_merged_sequence
+
+SIZES: dict[str, Any] = {
+    "width": WIDTH,
+    "num_heads": 8,
+    "hidden_width": 20,
+    "num_time_blocks": NUM_BLOCKS,
+    "head_widths": (9, 5),
+    "dropout": 0.3,
+}
 
 
 @pytest.fixture
 def ranker() -> CrossDomainTransformer:
     torch.manual_seed(0)
-    module = CrossDomainTransformer(
-        width=WIDTH, num_heads=8, hidden_width=20, num_time_blocks=NUM_BLOCKS, head_widths=(9, 5), dropout=0.3
-    )
+    module = CrossDomainTransformer(**SIZES)
     with torch.no_grad():
         for parameter in module.parameters():
             parameter.normal_(std=0.4)
-        module.transformer.time_blocks.weight[0] = 0.0
+        module.time_blocks.weight[0] = 0.0
     return module.eval()
 
 
@@ -48,6 +57,8 @@ def test_sequences_are_merged_by_time() -> None:
 def test_scores_are_those_of_bst_on_the_merged_clicks(ranker: CrossDomainTransformer) -> None:
     features = drawn_features()
     logits_B = ranker(features)
+    single = BehaviorSequenceTransformer(**SIZES).eval()
+    single.load_state_dict(ranker.state_dict())
     for row in range(len(logits_B)):
         clicks = naive_merge(row)
         alone = take(features, [row])
@@ -57,7 +68,7 @@ def test_scores_are_those_of_bst_on_the_merged_clicks(ranker: CrossDomainTransfo
                 story_BSD=torch.stack([item_D for _, item_D in clicks]).unsqueeze(0),
                 story_blocks_BS=torch.tensor([[block for block, _ in clicks]]),
             )
-        torch.testing.assert_close(logits_B[[row]], ranker.transformer(alone), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(logits_B[[row]], single(alone), atol=1e-5, rtol=1e-5)
 
 
 def test_a_click_counts_alike_in_either_domain(ranker: CrossDomainTransformer) -> None:

@@ -20,7 +20,8 @@ from storyrec.data.dataset import Dataset
 from storyrec.device import training_device
 from storyrec.errors import DataError
 from storyrec.experiments.methods import METHODS, PRETRAININGS, Method, Sizes
-from storyrec.finetune import load_extractors, scorable_impressions, train_click_model
+from storyrec.finetune import ClickStage, load_extractors, scorable_impressions, train_click_model
+from storyrec.loop import Trained
 from storyrec.metrics import summarize
 from storyrec.models.click_model import ClickModel
 from storyrec.models.extractors import Modality, RawItems
@@ -77,22 +78,9 @@ def fit(name: str, *, root: Path, config: Config, dataset: Path, seed: int) -> N
         ModelError: the training diverged, or the pre-trained extractors are missing.
     """
     method = METHODS[name]
-    config = update_config(update_config(config, method.settings), {"aden": {"seed": seed}})
-    data, stories, products = open_dataset(dataset, max_words=config.features.max_title_words)
-    check_dataset(data, stories=stories, products=products, method=method, config=config, where=dataset)
     with training_device() as device:
-        model = start_model(method, root=root, config=config, data=data, products=products, seed=seed)
-        trained, stage = train_click_model(
-            model.to(device),
-            name=slug(method.name),
-            config=config,
-            data=data,
-            stories=stories,
-            products=products,
-            keep_start=False,
-            checkpoints=FolderStorage(root / "checkpoints"),
-        )
-        model.eval()
+        trained, stage = train_method(method, root=root, config=config, dataset=dataset, seed=seed, device=device)
+        model, data = stage.model.eval(), stage.data
         with torch.inference_mode():
             validation_B, holdout_B = (
                 stage.score(part, np.arange(len(part))) for part in (data.validation, data.holdout)
@@ -115,13 +103,42 @@ def fit(name: str, *, root: Path, config: Config, dataset: Path, seed: int) -> N
             seed=evaluation.seed,
         ),
         "num_parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "settings": {**tuned_numbers(config), "batch_size": stage.batch_size},
+        "settings": {**tuned_numbers(update_config(config, method.settings)), "batch_size": stage.batch_size},
         "training": trained.to_json(),
     }
     with write_folder(run_folder(root, method.name, seed=seed)) as folder:
         np.save(folder / SCORES, scores_B, allow_pickle=False)
         write_file(folder / WEIGHTS, safetensors.torch.save(model.cpu().state_dict()))
         write_file(folder / RESULT, json.dumps(result, indent=1).encode())
+
+
+def train_method(
+    method: Method, *, root: Path, config: Config, dataset: Path, seed: int, device: torch.device
+) -> tuple[Trained, ClickStage]:
+    """Train a method from its start; the stage's model ends with the weights of its best epoch.
+
+    Args:
+        method: which; its own settings win over `config`.
+        root, config, dataset, seed: as of `fit`.
+        device: to train on.
+
+    Raises:
+        DataError: the dataset has nothing that this method could learn from or be judged by.
+        ModelError: the training diverged, or the pre-trained extractors are missing.
+    """
+    config = update_config(update_config(config, method.settings), {"aden": {"seed": seed}})
+    data, stories, products = open_dataset(dataset, max_words=config.features.max_title_words)
+    check_dataset(data, stories=stories, products=products, method=method, config=config, where=dataset)
+    return train_click_model(
+        start_model(method, root=root, config=config, data=data, products=products, seed=seed).to(device),
+        name=slug(method.name),
+        config=config,
+        data=data,
+        stories=stories,
+        products=products,
+        keep_start=False,
+        checkpoints=FolderStorage(root / "checkpoints"),
+    )
 
 
 def tuned_numbers(config: Config) -> dict[str, float]:

@@ -12,11 +12,12 @@ from storyrec.config import Config, update_config
 from storyrec.data.catalog import Catalog
 from storyrec.data.dataset import Dataset, build_dataset
 from storyrec.errors import ConfigError, DataError, MissingPartition
+from storyrec.experiments.claims import claim
 from storyrec.logs.days import suggest_days
 from storyrec.logs.partitions import list_days
 from storyrec.logs.simulate import MARKER
 from storyrec.logs.validate import validate_logs
-from storyrec.storage import open_storage, write_file
+from storyrec.storage import open_storage
 
 DATA, DATASET = "data.json", "dataset"
 COVER_BLOCK = 65_536
@@ -93,17 +94,10 @@ def claim_data(root: Path, facts: Mapping[str, object]) -> None:
     Raises:
         ConfigError: it is not.
     """
-    marker = root / DATA
-    if not marker.exists():
-        write_file(marker, json.dumps(facts, indent=1).encode())
-        return
-    found = json.loads(marker.read_bytes())
-    if found != facts:
+    differing = claim(root / DATA, facts)
+    if differing:
         raise ConfigError(
-            "the folder holds experiments on other data: "
-            + "; ".join(
-                f"{name} was {found.get(name)}, now {facts[name]}" for name in facts if found.get(name) != facts[name]
-            ),
+            f"the folder holds experiments on other data: {'; '.join(differing)}",
             expected="experiments on this data",
             where=str(root),
             remedy="name another folder with --out",

@@ -4,7 +4,6 @@ The folder of experiments: `experiment.json` (what everything in it rests on), `
 `runs/<method>/seed-<n>/`, `checkpoints/` of runs under way.
 """
 
-import json
 import multiprocessing
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -21,14 +20,14 @@ from rich.console import Console
 
 from storyrec.config import Config, update_config
 from storyrec.data.dataset import Dataset
-from storyrec.errors import ConfigError, DataError, ModelError
+from storyrec.errors import ConfigError, ModelError
+from storyrec.experiments.claims import claim, differences, read_json, unreadable
 from storyrec.experiments.fit import RESULT, fit, pretrain, pretrained_folder, run_folder, tuned_numbers
 from storyrec.experiments.methods import Method, Settings
 from storyrec.experiments.results import Run
 from storyrec.experiments.tuning import TUNED, search_folder, tune, tuned
 from storyrec.pretrain import DUAL_WEIGHTS
 from storyrec.progress import track
-from storyrec.storage import write_file
 
 FORMAT = 1
 EXPERIMENT = "experiment.json"
@@ -225,7 +224,7 @@ def read_run(folder: Path) -> Run:
             settings=result["settings"],
         )
     except (KeyError, TypeError) as error:
-        raise _unreadable(error, where=path) from error
+        raise unreadable(error, where=path) from error
 
 
 def claim_root(root: Path, *, config: Config, digest: str) -> None:
@@ -235,14 +234,9 @@ def claim_root(root: Path, *, config: Config, digest: str) -> None:
         ConfigError: it is not.
     """
     facts = {"format": FORMAT, "dataset": digest, **config.model_dump(mode="json", include=set(SECTIONS))}
-    path = root / EXPERIMENT
-    if not path.exists():
-        root.mkdir(parents=True, exist_ok=True)
-        write_file(path, json.dumps(facts, indent=1).encode())
-        return
-    differences = _differences(read_json(path), facts)
-    if differences:
-        raise _other_settings(differences, where=path)
+    differing = claim(root / EXPERIMENT, facts)
+    if differing:
+        raise _other_settings(differing, where=root / EXPERIMENT)
 
 
 def _check_run(folder: Path, *, config: Config) -> None:
@@ -251,51 +245,15 @@ def _check_run(folder: Path, *, config: Config) -> None:
         return
     found = read_run(folder).settings
     expected = tuned_numbers(config)
-    differences = _differences({name: found.get(name) for name in expected}, expected)
-    if differences:
-        raise _other_settings(differences, where=folder / RESULT)
+    differing = differences({name: found.get(name) for name in expected}, expected)
+    if differing:
+        raise _other_settings(differing, where=folder / RESULT)
 
 
-def _other_settings(differences: list[str], *, where: Path) -> ConfigError:
+def _other_settings(differing: list[str], *, where: Path) -> ConfigError:
     return ConfigError(
-        f"the folder holds runs of other settings: {'; '.join(differences)}",
+        f"the folder holds runs of other settings: {'; '.join(differing)}",
         expected="runs of the present dataset and settings",
         where=str(where),
         remedy="name another folder with --out, go back to the settings of these runs, or remove them",
-    )
-
-
-def _differences(found: dict[str, Any], expected: dict[str, Any], *, prefix: str = "") -> list[str]:
-    lines: list[str] = []
-    for name in sorted(found.keys() | expected.keys()):
-        ours, theirs = found.get(name), expected.get(name)
-        if isinstance(ours, dict) and isinstance(theirs, dict):
-            lines += _differences(ours, theirs, prefix=f"{prefix}{name}.")
-        elif ours != theirs:
-            lines.append(f"{prefix}{name} was {ours}, now {theirs}")
-    return lines
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """What an experiment wrote.
-
-    Raises:
-        DataError: the file is missing or holds no JSON object.
-    """
-    try:
-        content = json.loads(path.read_bytes())
-        if not isinstance(content, dict):
-            raise ValueError("no JSON object")
-        return content
-    except (OSError, ValueError) as error:
-        raise _unreadable(error, where=path) from error
-
-
-def _unreadable(error: Exception, *, where: Path) -> DataError:
-    reason = f"it has no {error}" if isinstance(error, KeyError) else str(error)
-    return DataError(
-        f"the file cannot be read: {reason}",
-        expected="what an experiment wrote",
-        where=str(where),
-        remedy="remove it and run the experiment again",
     )

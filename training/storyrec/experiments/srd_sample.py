@@ -33,8 +33,9 @@ from storyrec.loop import fitted_batch_size, train
 from storyrec.match import nearest_stories
 from storyrec.models.dual import Dual
 from storyrec.models.extractors import RawItems
+from storyrec.pair_stage import PairStage
 from storyrec.pairs import Mounts, split_pairs
-from storyrec.pretrain import PairStage, build_dual, read_schedule
+from storyrec.pretrain import build_dual, read_schedule
 from storyrec.progress import track
 from storyrec.schema import Domain
 from storyrec.storage import write_file

@@ -9,11 +9,11 @@ from storyrec.checkpoint import weights_digest
 from storyrec.config import Config
 from storyrec.data.dataset import Dataset
 from storyrec.errors import ConfigError
+from storyrec.experiments.claims import differences, read_json
 from storyrec.experiments.fit import slug
 from storyrec.experiments.matching import MAX_QUERIES, Embed, evaluate_matching, raw_covers, title_and_cover
 from storyrec.experiments.prepare import describe
 from storyrec.experiments.results import Metrics, Results, Run
-from storyrec.experiments.run import read_json
 from storyrec.experiments.snapshots import TABLE_7, Snapshot, conclude
 from storyrec.pretrain import raw_items
 from storyrec.progress import track
@@ -113,15 +113,10 @@ def _read_training(row: Snapshot, *, root: Path, seed: int) -> Mapping[str, Any]
 
 def _read_metrics(path: Path, *, made_from: Mapping[str, Any]) -> Metrics:
     content = read_json(path)
-    found = content.get("made_from", {})
-    differences = [
-        f"{name} was {found.get(name)}, now {made_from[name]}"
-        for name in made_from
-        if found.get(name) != made_from[name]
-    ]
-    if differences:
+    differing = differences(content.get("made_from", {}), made_from)
+    if differing:
         raise ConfigError(
-            f"an earlier result rests on something else: {'; '.join(differences)}",
+            f"an earlier result rests on something else: {'; '.join(differing)}",
             expected="results of the present dataset, settings and weights",
             where=str(path),
             remedy="remove the folder `matching` to judge again, or name another folder with --out",

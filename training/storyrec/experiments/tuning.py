@@ -19,10 +19,9 @@ from optuna.storages.journal import JournalFileBackend
 from storyrec.config import Config, update_config
 from storyrec.device import training_device
 from storyrec.errors import ModelError
-from storyrec.experiments.fit import check_dataset, open_dataset, slug, start_model
+from storyrec.experiments.fit import slug, train_method
 from storyrec.experiments.methods import METHODS, Method, Settings
-from storyrec.finetune import train_click_model
-from storyrec.storage import FolderStorage, write_file
+from storyrec.storage import write_file
 
 TUNED = Path(__file__).with_name("tuned.toml")
 
@@ -123,22 +122,9 @@ def _by_section(values: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 def _validation_auc(method: Method, *, root: Path, config: Config, dataset: Path) -> float:
     """The best per-user AUC of a training on the validation part; a training that diverged is pruned."""
-    config = update_config(update_config(config, method.settings), {"aden": {"seed": 0}})
-    data, stories, products = open_dataset(dataset, max_words=config.features.max_title_words)
-    check_dataset(data, stories=stories, products=products, method=method, config=config, where=dataset)
     with training_device() as device:
-        model = start_model(method, root=root, config=config, data=data, products=products, seed=0)
         try:
-            trained, _ = train_click_model(
-                model.to(device),
-                name=slug(method.name),
-                config=config,
-                data=data,
-                stories=stories,
-                products=products,
-                keep_start=False,
-                checkpoints=FolderStorage(root / "checkpoints"),
-            )
+            trained, _ = train_method(method, root=root, config=config, dataset=dataset, seed=0, device=device)
         except ModelError as error:
             raise optuna.TrialPruned(error.found) from error
     return trained.best_value

@@ -3,54 +3,23 @@
 Paper: Sec. IV-A. Legend: B batch, L both sequences in one.
 """
 
-from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from storyrec.models.bst import BehaviorSequenceTransformer
-from storyrec.models.click_model import Features, Ranker
+from storyrec.models.click_model import BOTH_DOMAINS, Features
 
 
-class CrossDomainTransformer(Ranker):
-    """BST whose sequence holds the clicks of both domains.
+class CrossDomainTransformer(BehaviorSequenceTransformer):
+    """BST whose sequence holds the clicks of both domains."""
 
-    Args:
-        width: d of the item features.
-        num_heads: attention heads; must divide `width`.
-        hidden_width: of the block's layers per position.
-        num_time_blocks: blocks told apart.
-        head_widths: hidden layers behind [user; target].
-        dropout: share of hidden units dropped in training.
-    """
+    reads = BOTH_DOMAINS
 
-    shares_sequences = True
-
-    def __init__(
-        self,
-        *,
-        width: int,
-        num_heads: int,
-        hidden_width: int,
-        num_time_blocks: int,
-        head_widths: Sequence[int],
-        dropout: float,
-    ) -> None:
-        super().__init__()
-        self.transformer = BehaviorSequenceTransformer(
-            width=width,
-            num_heads=num_heads,
-            hidden_width=hidden_width,
-            num_time_blocks=num_time_blocks,
-            head_widths=head_widths,
-            dropout=dropout,
-        )
-
-    def forward(self, features: Features) -> Tensor:
-        """Logits of the click probabilities, [B]."""
-        logits_B: Tensor = self.transformer(with_merged_sequence(features))
-        return logits_B
+    def user_and_target(self, features: Features) -> tuple[Tensor, Tensor]:
+        """The user representation and the target's, [B, D] each; the user is zero without clicks."""
+        return super().user_and_target(with_merged_sequence(features))
 
 
 def with_merged_sequence(features: Features) -> Features:
