@@ -36,7 +36,7 @@ def settings(**dual: Any) -> Config:
     return config.model_copy(
         update={
             "model": config.model.model_copy(update={"width": 16}),
-            "dual": config.dual.model_copy(update={"max_epochs": 30, **dual}),
+            "dual": config.dual.model_copy(update={"contrast": "hinge", "max_epochs": 30, **dual}),
         }
     )
 

@@ -63,10 +63,7 @@ def test_other_windows_and_days_are_refused(logs: Path, root: Path) -> None:
     before = contents(root)
     with pytest.raises(ConfigError) as caught:
         prepare(update_config(Config(), {"windows": {"history_days": 3}}), data=logs, root=root)
-    was, now = caught.value.found.split(", now ")
-    assert "windows was" in was
-    assert "'history_days': 'auto'" in was
-    assert "'history_days': 3" in now
+    assert "windows.history_days was auto, now 3" in caught.value.found
     with pytest.raises(ConfigError, match="day was 2026-03-05, now 2026-03-04"):
         prepare(Config(), data=logs, root=root, day=date(2026, 3, 4))
     assert contents(root) == before
