@@ -38,7 +38,7 @@ def test_info_nce_loss_is_recomputed_pair_by_pair(related: set[tuple[int, int]])
         related_BB[pair] = True
 
     def similarity(i: int, j: int) -> float:
-        return -sum((a - b) ** 2 for a, b in zip(story[i].tolist(), product[j].tolist(), strict=True))
+        return -math.dist(story[i].tolist(), product[j].tolist()) / 0.25
 
     terms = []
     for i in range(5):
