@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from experiment_world import contents, simulate_marketplace, small_world
 
+from storyrec.arrays import array_fields
 from storyrec.config import Config, update_config
-from storyrec.data.arrays import array_fields
 from storyrec.data.dataset import Dataset
 from storyrec.experiments.methods import METHODS
 from storyrec.experiments.placebo import (

@@ -4,12 +4,12 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from faults import FAULTS, spoil
-from marketplace import DAY, Row, make_rows, to_table
+from marketplace import DAY, Row, at, make_rows, to_table
 
 from storyrec.logs.known import KnownIds
 from storyrec.logs.partitions import day_number
 from storyrec.logs.rows import Mask, Rows
-from storyrec.logs.rules import RULES, DayFacts
+from storyrec.logs.rules import MAX_EVENTS_AN_HOUR, RULES, DayFacts
 
 KNOWN = {
     "products": KnownIds(np.arange(1, 41), np.full(40, day_number(DAY))),
@@ -38,8 +38,23 @@ def test_a_fault_is_caught_by_its_rule_alone(table: str, rule: str) -> None:
 
 def test_every_row_rule_has_a_fault() -> None:
     assert {table: set(faults) for table, faults in FAULTS.items()} == {
-        table: {rule.name for rule in rules.row} for table, rules in RULES.items()
+        table: {rule.name for rule in rules.row} - {"user_at_human_pace"} for table, rules in RULES.items()
     }
+
+
+@pytest.mark.parametrize(("table", "time"), [("impressions", "shown_at"), ("product_clicks", "clicked_at")])
+def test_an_hour_with_too_many_events_is_a_bots_and_set_aside_whole(table: str, time: str) -> None:
+    start = at(DAY, hour=6)
+
+    def events(user_id: int, number: int) -> list[Row]:
+        row = make_rows(DAY)[table][0]
+        return [{**row, "user_id": user_id, time: start + timedelta(seconds=i * 3_600 / number)} for i in range(number)]
+
+    person, bot = events(700, MAX_EVENTS_AN_HOUR), events(701, MAX_EVENTS_AN_HOUR + 1)
+    nobody = [{**row, "user_id": None} for row in bot]  # has a rule of its own
+    later = {**bot[0], time: start + timedelta(hours=1)}
+    mask = masks_of(table, [*person, *nobody, later, *bot])["user_at_human_pace"]
+    assert np.flatnonzero(~mask).tolist() == list(range(len(person) + len(nobody) + 1, len(mask)))
 
 
 def test_float16_covers_count_as_unit_norm() -> None:

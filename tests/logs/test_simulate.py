@@ -4,9 +4,11 @@ import json
 import resource
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import date, timedelta
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -14,7 +16,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from storyrec.errors import DataError
+import storyrec.logs.simulate as simulation
+from storyrec.errors import ConfigError, DataError
 from storyrec.logs.simulate import MARKER, Knobs, simulate
 from storyrec.logs.simulate.dirt import FAULT_SHARES, FIRST_FAULTY_ID
 from storyrec.logs.simulate.lexicon import load_lexicon
@@ -47,7 +50,7 @@ def read(folder: Path, table: str, *, columns: list[str] | None = None) -> pd.Da
 
 
 def run(
-    folder: Path, *, num_users: int = 12, num_days: int = 3, seed: int = 7, knobs: Knobs | None = None
+    folder: Path, *, num_users: int = 12, num_days: int = 3, seed: int = 7, knobs: Knobs | None = None, **others: Any
 ) -> dict[str, bytes]:
     """Simulate into `folder` and return every file's bytes."""
     simulate(
@@ -58,6 +61,7 @@ def run(
         first_day=FIRST_DAY,
         seed=seed,
         knobs=knobs,
+        **others,
     )
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
@@ -171,15 +175,29 @@ def test_calibration_is_near_the_papers_tables(market: Marketplace) -> None:
     assert ((recent.shown_at - recent.clicked_at) < pd.Timedelta(hours=24)).mean() > 0.9
 
 
-def test_title_similarity_of_pairs_is_near_table_ii(market: Marketplace) -> None:
+def title_shares(stories: pd.DataFrame, titles: pd.Series, *, split: Callable[[str], list[str]]) -> np.ndarray:
+    """Pairs in the five bins of Table II. Paper: Eq. 1."""
     similarities = []
-    for title, mounted in zip(market.stories.title, market.stories.mounted_product_ids, strict=True):
+    for title, mounted in zip(stories.title, stories.mounted_product_ids, strict=True):
         for product in mounted:
-            story_words, product_words = set(title.split()), set(market.products.title[product].split())
+            story_words, product_words = set(split(title)), set(split(titles[product]))
             similarities.append(len(story_words & product_words) / min(len(story_words), len(product_words)))
     bins = np.floor(np.array(similarities) * 5 + 1e-9).clip(max=4).astype(int)
-    shares = np.bincount(bins, minlength=5) / len(bins)
+    return np.bincount(bins, minlength=5) / len(bins)
+
+
+def test_title_similarity_of_pairs_is_near_table_ii(market: Marketplace) -> None:
+    shares = title_shares(market.stories, market.products.title, split=str.split)
     np.testing.assert_allclose(shares, [0.418, 0.184, 0.110, 0.110, 0.178], atol=0.03)
+
+
+def test_srd_2_has_its_own_title_similarities_in_chinese_characters(tmp_path: Path) -> None:
+    run(tmp_path, num_days=NUM_DAYS, preset="srd-2")
+    stories = read(tmp_path / "logs", "stories").query(f"story_id < {FIRST_FAULTY_ID}")
+    products = read(tmp_path / "logs", "products").query(f"product_id < {FIRST_FAULTY_ID}").set_index("product_id")
+    assert all("\u4e00" <= sign <= "\u9fff" for title in stories.title for sign in title)
+    shares = title_shares(stories, products.title, split=list)
+    np.testing.assert_allclose(shares, [0.299, 0.185, 0.128, 0.145, 0.243], atol=0.03)
 
 
 def test_the_two_domains_share_no_word_of_their_own() -> None:
@@ -300,3 +318,58 @@ def test_without_any_reason_to_click_even_the_oracle_knows_nothing(tmp_path: Pat
         [pq.read_table(file, partitioning=None) for file in (tmp_path / "truth").rglob("*.parquet")]
     ).to_pandas()
     assert (true.groupby("user_id").probability.nunique() == 1).all()
+
+
+def test_parts_of_users_and_items_are_one_marketplace_with_any_number_of_processes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(simulation, "USERS_PER_PART", 40)
+    monkeypatch.setattr(simulation, "ITEMS_PER_PART", 700)
+    one = run(tmp_path / "one", num_users=100, num_processes=1)
+    assert one == run(tmp_path / "two", num_users=100, num_processes=2)
+
+    def table(name: str) -> pd.DataFrame:
+        files = sorted((tmp_path / "one" / "logs" / name).rglob("*.parquet"))
+        return pa.concat_tables([pq.read_table(file, partitioning=None) for file in files]).to_pandas()
+
+    assert len(list((tmp_path / "one" / "logs" / "impressions" / f"dt={FIRST_DAY}").iterdir())) == 3
+    assert len(list((tmp_path / "one" / "logs" / "products" / f"dt={FIRST_DAY}").iterdir())) == 2
+    impressions = table("impressions")
+    assert set(impressions.user_id) - {0} <= set(range(1, 101))
+    assert {user // 40 for user in impressions.user_id - 1 if user >= 0} == {0, 1, 2}
+    assert (impressions.groupby("request_id").user_id.nunique() == 1).all()
+    for name in ("products", "stories"):
+        ids = table(name)[f"{name[:-1] if name == 'products' else 'story'}_id"]
+        own = ids[ids < FIRST_FAULTY_ID]
+        assert sorted(own) == list(range(1, len(own) + 1))
+    marker = json.loads((tmp_path / "one" / "logs" / MARKER).read_text())
+    assert marker["rows"] == {name: len(table(name)) for name in marker["rows"]}
+
+
+def test_a_choice_takes_at_most_one_story_of_a_list_with_the_probability_that_is_written(tmp_path: Path) -> None:
+    run(tmp_path, num_users=400, num_days=4, knobs=Knobs(click_model="choice"))
+    key = ["user_id", "story_id", "request_id"]
+
+    def days(folder: str) -> pd.DataFrame:
+        files = sorted((tmp_path / folder / "impressions").rglob("*.parquet"))
+        return pa.concat_tables([pq.read_table(file, partitioning=None) for file in files]).to_pandas()
+
+    shown = days("truth").merge(days("logs").drop_duplicates(key)[[*key, "clicked"]], on=key, validate="one_to_one")
+    by_list = shown.groupby("request_id")
+    assert set(by_list.clicked.sum()) == {0, 1}
+    assert by_list.probability.sum().max() < 1
+    assert shown.clicked.mean() == pytest.approx(0.146, abs=0.03)
+    tenth = pd.qcut(shown.probability, 10)
+    expected = shown.groupby(tenth, observed=True).probability.sum()
+    found = shown.groupby(tenth, observed=True).clicked.sum()
+    assert (np.abs(found - expected) < 4 * np.sqrt(expected)).all()
+    last = shown[shown.shown_at.dt.floor("D") == shown.shown_at.max().floor("D")]
+    assert per_user_auc(last, last.probability.to_numpy()) == pytest.approx(0.778, abs=0.03)
+
+
+def test_an_unknown_preset_or_scenario_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"no simulate.preset 'srd-3'(.|\n)*laptop, srd-1, srd-2"):
+        run(tmp_path, preset="srd-3")
+    with pytest.raises(ConfigError, match=r"no simulate.scenario 'flood'(.|\n)*bots"):
+        run(tmp_path, scenario="flood")
+    assert list(tmp_path.iterdir()) == []

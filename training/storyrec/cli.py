@@ -6,6 +6,7 @@ A user's mistake ends in one message and exit code 2; nothing here knows more th
 import json
 import logging
 import sys
+import time
 from collections.abc import Callable
 from datetime import date
 from pathlib import Path
@@ -91,7 +92,15 @@ def simulate(config: ConfigOption = None) -> None:
             where="locations.truth",
             remedy="set it in the settings",
         )
-    make_marketplace(settings)
+    started = time.monotonic()
+    rows = make_marketplace(settings)
+    if not rows:
+        typer.echo(f"{settings.locations.logs} already holds this marketplace")
+        return
+    seconds = time.monotonic() - started
+    listed = ", ".join(f"{count:,} {table}" for table, count in rows.items())
+    rate = rows["impressions"] / seconds
+    typer.echo(f"{settings.locations.logs}: {listed} in {seconds:.0f} s, {rate:,.0f} impressions/s")
 
 
 @import_app.command()

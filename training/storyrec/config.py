@@ -40,10 +40,13 @@ class Locations(Section):
 class Simulate(Section):
     """The synthetic marketplace."""
 
-    num_users: int = Field(5_000, ge=10)
+    preset: str = "laptop"  # what it is calibrated to: laptop, srd-1, srd-2
+    num_users: Annotated[int, Field(ge=10)] | Auto = 5_000  # "auto": as many as the preset has
     num_days: int = Field(10, ge=3)
     first_day: str = "2026-03-01"
     seed: int = 7
+    click_model: Literal["independent", "choice"] = "independent"  # "choice": at most one click a list
+    scenario: str = "none"  # drift or trouble in the last days; docs/logs.md lists them
 
 
 class Amazon(Section):

@@ -32,7 +32,7 @@ POLL_SECONDS = 0.7
 
 
 def run_days(
-    config: Config, *, days: Sequence[date], console: Console, meanwhile: Callable[[], None] = lambda: None
+    config: Config, *, days: Sequence[date], console: Console, meanwhile: Callable[[], object] = lambda: None
 ) -> None:
     """Run days through the four DAGs, in order.
 

@@ -1,6 +1,7 @@
 """`storyrec run`: a marketplace or logs of one's own, two days, the whole pipeline; and `up` and `down`."""
 
 import hashlib
+import os
 from datetime import date, timedelta
 from pathlib import Path
 
@@ -80,18 +81,24 @@ def with_data(config: Config, *, data: Path) -> Config:
     return config.model_copy(update={"locations": locations.model_copy(update=changes)})
 
 
-def make_marketplace(config: Config) -> None:
-    """Simulate the marketplace of the settings, unless it is there."""
-    from storyrec.logs.simulate import simulate
+def make_marketplace(config: Config) -> dict[str, int]:
+    """Simulate the marketplace of the settings, unless it is there; returns how many rows of each table it wrote."""
+    from storyrec.logs.simulate import Knobs, simulate
 
-    simulate(
+    settings = config.simulate
+    counts = simulate(
         out_logs=Path(config.locations.logs),
         out_truth=Path(config.locations.truth),
-        num_users=config.simulate.num_users,
-        num_days=config.simulate.num_days,
-        first_day=parse_day(config.simulate.first_day),
-        seed=config.simulate.seed,
+        num_users=None if settings.num_users == "auto" else settings.num_users,
+        num_days=settings.num_days,
+        first_day=parse_day(settings.first_day),
+        seed=settings.seed,
+        preset=settings.preset,
+        scenario=settings.scenario,
+        knobs=Knobs(click_model=settings.click_model),
+        num_processes=len(os.sched_getaffinity(0)),
     )
+    return counts.rows if counts else {}
 
 
 def simulated_days(config: Config) -> tuple[date, ...]:

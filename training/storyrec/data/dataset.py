@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from storyrec.arrays import array_fields, load_array, load_record, save_record
 from storyrec.config import Config
-from storyrec.data.arrays import array_fields, load_array, load_record, save_record
 from storyrec.data.catalog import Catalog, mounted_pairs, read_catalog
 from storyrec.data.instances import Instances, split_impressions
 from storyrec.data.validated import ValidatedLogs

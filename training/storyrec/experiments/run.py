@@ -4,10 +4,9 @@ The folder of experiments: `experiment.json` (what everything in it rests on), `
 `runs/<method>/seed-<n>/`, `checkpoints/` of runs under way.
 """
 
-import multiprocessing
 import time
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures import Future, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -27,6 +26,7 @@ from storyrec.experiments.methods import Method, Settings
 from storyrec.experiments.results import Run
 from storyrec.experiments.tuning import TUNED, search_folder, tune, tuned
 from storyrec.pretrain import DUAL_WEIGHTS
+from storyrec.processes import process_pool
 from storyrec.progress import track
 
 FORMAT = 1
@@ -180,7 +180,7 @@ def run_jobs(jobs: Iterable[Job], *, title: str, num_jobs: int) -> None:
     started = time.monotonic()
     with (
         track(title, total=len(waiting)) as progress,
-        ProcessPoolExecutor(num_jobs, mp_context=multiprocessing.get_context("spawn")) as pool,
+        process_pool(num_jobs) as pool,
     ):
         # no more than there are processes, because the pool begins whatever it was given
         queue = iter(waiting)

@@ -14,7 +14,8 @@ from storyrec.schema import COVER_WIDTH
 
 Mask = NDArray[np.bool_]
 
-DAY_US = 86_400_000_000
+HOUR_US = 3_600_000_000
+DAY_US = 24 * HOUR_US
 
 
 @dataclass(frozen=True)

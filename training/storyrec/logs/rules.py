@@ -18,13 +18,14 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from storyrec.logs.known import KnownIds
-from storyrec.logs.rows import Mask, Rows
+from storyrec.logs.rows import HOUR_US, Mask, Rows
 from storyrec.schema import COVER_WIDTH, SOURCES
 
 Level = Literal["quarantine", "stop", "warn"]
 Bounds = tuple[float | None, float | None]
 
 NORM_TOLERANCE = 2e-3  # float16 rounds each number by at most 2**-11 of itself
+MAX_EVENTS_AN_HOUR = 3_600  # nobody does more than one thing a second for an hour
 EMPTY = KnownIds(np.empty(0, np.int64), np.empty(0, np.int64))
 
 
@@ -228,6 +229,18 @@ def _mounted_known(rows: Rows) -> Mask:
     return holds_B
 
 
+def _human_pace(time: str) -> RowRule:
+    def mask(rows: Rows) -> Mask:
+        known_B = ~rows.null("user_id") & ~rows.null(time)
+        hour_B = pc.fill_null(rows.table[time].cast(pa.int64()), 0).to_numpy() // HOUR_US
+        compared = pd.DataFrame({"dt": rows.day_B, "user": rows.ids("user_id"), "hour": hour_B})
+        num_B = compared.groupby(["dt", "user", "hour"])["dt"].transform("size").to_numpy()
+        return ~known_B | (num_B <= MAX_EVENTS_AN_HOUR)
+
+    says = f"a user has at most {MAX_EVENTS_AN_HOUR:,} events in an hour; more are a bot's"
+    return _flagged("user_at_human_pace", says, ("user_id", time), mask)
+
+
 def _title_not_blank(rows: Rows) -> Mask:
     titles = rows.table["title"].to_pandas()
     return titles.isna().to_numpy() | titles.fillna("").str.strip().ne("").to_numpy()
@@ -369,6 +382,7 @@ RULES: Mapping[str, TableRules] = MappingProxyType(
                     tie_breaker=("request_id", "shown_at"),
                 ),
                 _in_catalog("story_id", "stories"),
+                _human_pace("shown_at"),
             ),
             day=(_not_empty("stop"), _SHARE, _row_count("stop"), _CLICK_RATE),
         ),
@@ -384,6 +398,7 @@ RULES: Mapping[str, TableRules] = MappingProxyType(
                     ("user_id", "product_id", "clicked_at"),
                 ),
                 _in_catalog("product_id", "products"),
+                _human_pace("clicked_at"),
             ),
             day=(_not_empty("warn"), _SHARE, _row_count("stop")),
         ),

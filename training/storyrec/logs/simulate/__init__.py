@@ -1,29 +1,31 @@
 """The synthetic marketplace: logs in the log contract, and the true click probabilities beside them.
 
-`lexicon` holds the words, `world` the latents, `truth` what makes a click, `wording` and `covers` what
-an item looks like, `behaviour` and `wants` a day of users, `dirt` the faults. This file writes it down.
+`presets` says what it is calibrated to, `lexicon` holds the words, `world` the latents, `truth` what makes a click,
+`wording` and `covers` what an item looks like, `behaviour`, `wants` and `pools` a day of users, `dirt` the faults,
+`scenarios` drift and trouble. `catalog` and `events` write it down, part by part, so that memory holds the latents of
+the items and one part of the items or users in each process.
 """
 
 import json
+import shutil
 from collections.abc import Mapping
 from dataclasses import asdict
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, date, datetime
+from functools import partial
 from pathlib import Path
+from typing import Any, TypeVar
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
-
-from storyrec.errors import DataError
-from storyrec.logs.simulate.behaviour import Day, simulate_day
-from storyrec.logs.simulate.covers import Covers, missing_covers
-from storyrec.logs.simulate.dirt import add_faults
+from storyrec.errors import ConfigError, DataError
+from storyrec.logs.simulate.catalog import write_catalogs
+from storyrec.logs.simulate.dirt import Counts
+from storyrec.logs.simulate.events import save_pools, write_events
+from storyrec.logs.simulate.presets import PRESETS
+from storyrec.logs.simulate.scenarios import SCENARIOS
 from storyrec.logs.simulate.truth import Knobs
-from storyrec.logs.simulate.wants import Wants
-from storyrec.logs.simulate.wording import Wording
-from storyrec.logs.simulate.world import Floats, Ints, Items, World, make_world
+from storyrec.logs.simulate.world import Catalogs, draw_catalogs
+from storyrec.processes import run_tasks
 from storyrec.progress import track
-from storyrec.schema import COVER_WIDTH, SOURCES, TABLES, TRUTH, Domain
+from storyrec.schema import TABLES
 from storyrec.storage import write_folder
 
 __all__ = ["MARKER", "Knobs", "simulate"]
@@ -32,82 +34,141 @@ MARKER = "_marketplace.json"
 FORMAT = 1
 """Raised whenever the same settings give other logs."""
 
-MISSING_COVER_SHARE = 0.01
+USERS_PER_PART = 30_000
+"""Some 800,000 impressions a day, which take half a gigabyte while they are drawn."""
+
+ITEMS_PER_PART = 300_000
+"""Whose covers take 600 MB."""
+
+Named = TypeVar("Named")
 
 
 def simulate(
     *,
     out_logs: Path,
     out_truth: Path,
-    num_users: int,
+    num_users: int | None,
     num_days: int,
     first_day: date,
     seed: int,
+    preset: str = "laptop",
+    scenario: str = "none",
     knobs: Knobs | None = None,
-) -> bool:
+    num_processes: int = 1,
+) -> Counts | None:
     """Write a marketplace's logs, and its truth to a place that only the oracle reads.
 
     The first day's partitions also hold the items that were there from the start. Both folders
-    appear whole, the logs last. The same arguments give the same bytes.
+    appear whole, the logs last. The same arguments give the same bytes, with any number of processes.
 
     Args:
-        out_logs: `<table>/dt=D/part-0.parquet` of every table and `_marketplace.json`.
-        out_truth: `impressions/dt=D/part-0.parquet` with the click probability of every true impression.
+        out_logs: `<table>/dt=D/part-<n>.parquet` of every table and `_marketplace.json`.
+        out_truth: `impressions/dt=D/part-<n>.parquet` with the click probability of every true impression.
+        num_users: None: as many as the preset has.
+        preset: a name in `PRESETS`.
+        scenario: a name in `SCENARIOS`.
         knobs: strengths of the click truth; without them, the calibrated ones.
+        num_processes: that work at a time, where there are enough users to share.
 
     Returns:
-        False where both folders already hold this very marketplace: then nothing is written.
+        Counts of what was written; None where both folders already hold this very marketplace.
 
     Raises:
+        ConfigError: there is no such preset or scenario.
         DataError: one of the folders holds something else.
         StorageError: the disk is full or a folder refuses; neither folder was touched.
     """
     knobs = knobs or Knobs()
+    proportions = _named(PRESETS, preset, setting="simulate.preset")
+    num_users = num_users or proportions.num_users
+    befalls = _named(SCENARIOS, scenario, setting="simulate.scenario")
     settings = {
         "format": FORMAT,
         "num_users": num_users,
         "num_days": num_days,
         "first_day": first_day.isoformat(),
         "seed": seed,
+        "preset": preset,
+        "scenario": scenario,
         "knobs": asdict(knobs),
     }
     done = [_holds(folder, settings) for folder in (out_logs, out_truth)]
     if all(done):
-        return False
+        return None
     first_us = int(datetime(first_day.year, first_day.month, first_day.day, tzinfo=UTC).timestamp()) * 1_000_000
+    num_parts = -(-num_users // USERS_PER_PART)
+    counts = Counts()
     with (
         write_folder(out_logs) as logs,
         write_folder(out_truth) as truth,
-        track("simulate", total=num_days) as progress,
+        track("simulate", total=(num_parts + 1) * num_days) as progress,
     ):
-        world = make_world(
+        latents = logs / ".latents"  # goes with the folder if the run is cut off
+        catalogs = draw_catalogs(
+            proportions,
             num_users=num_users,
             num_days=num_days,
             first_us=first_us,
-            shared_interests=knobs.shared_interests,
+            late_category=befalls.late_category,
             seed=seed,
         )
-        wants = Wants(world, first_us=first_us, num_days=num_days, rng=np.random.default_rng([seed, 5]))
-        scribe = _Scribe(world, knobs=knobs, first_day=first_day, seed=seed, logs=logs, truth=truth)
-        seen = np.zeros(0, np.int64)
-        for day in range(num_days):
-            events = simulate_day(
-                world,
-                wants,
-                day=day,
+        catalogs.save(latents)
+        save_pools(catalogs, latents, num_days=num_days)
+        del catalogs
+        common: dict[str, Any] = {
+            "logs": logs,
+            "first_day": first_day,
+            "num_days": num_days,
+            "knobs": knobs,
+            "scenario": befalls,
+            "seed": seed,
+        }
+        write_items = partial(_write_catalogs, latents, items_per_part=ITEMS_PER_PART, preset=proportions, **common)
+        write_users = [
+            partial(
+                _write_events,
+                latents,
+                truth=truth,
+                part=part,
+                users_per_part=USERS_PER_PART,
+                num_users=num_users,
                 first_us=first_us,
-                seen=seen,
-                knobs=knobs,
-                rng=np.random.default_rng([seed, 6, day]),
+                **common,
             )
-            seen = np.sort(np.concatenate([seen, events.user_I * len(world.stories.topic_N) + events.story_I]))
-            scribe.write_catalog(day)
-            scribe.write_events(day, events)
-            progress.advance(note=f"{first_day + timedelta(days=day)}")
+            for part in range(num_parts)
+        ]
+        if num_parts == 1:
+            for task in (write_items, *write_users):
+                counts.merge(task(advance=progress.advance))
+        else:
+            for part_counts in run_tasks([write_items, *write_users], num_processes=num_processes):
+                counts.merge(part_counts)
+                progress.advance(num_days)
+        shutil.rmtree(latents)
+        marker = {
+            "settings": settings,
+            "rows": {name: counts.rows[name] for name in TABLES},
+            "faults": {name: counts.faults[name] for name in TABLES},
+        }
         for folder in (logs, truth):
-            marker = {"settings": settings, "rows": scribe.num_rows, "faults": scribe.num_faults}
             (folder / MARKER).write_text(json.dumps(marker, indent=2) + "\n", encoding="utf-8")
-    return True
+    return counts
+
+
+def _write_catalogs(latents: Path, **arguments: Any) -> Counts:
+    return write_catalogs(Catalogs.load(latents), **arguments)
+
+
+def _write_events(latents: Path, **arguments: Any) -> Counts:
+    return write_events(Catalogs.load(latents), pools=latents, **arguments)
+
+
+def _named(known: Mapping[str, Named], name: str, *, setting: str) -> Named:
+    if name not in known:
+        raise ConfigError(
+            f"there is no {setting} '{name}'", expected=f"one of {', '.join(known)}", remedy=f"set {setting} to one"
+        )
+    return known[name]
 
 
 def _holds(folder: Path, settings: dict[str, object]) -> bool:
@@ -137,114 +198,3 @@ def _holds(folder: Path, settings: dict[str, object]) -> bool:
         where=str(folder),
         remedy=remedy,
     )
-
-
-class _Scribe:
-    """Writes the partitions of a world into the two folders."""
-
-    def __init__(self, world: World, *, knobs: Knobs, first_day: date, seed: int, logs: Path, truth: Path) -> None:
-        self._world, self._first_day, self._seed = world, first_day, seed
-        self._logs, self._truth = logs, truth
-        self._covers = Covers(gap=knobs.gap)
-        self._wording = Wording(world.topics, shared_words=knobs.shared_words)
-        self._product_words: list[list[str]] = []
-        self.num_rows: dict[str, int] = dict.fromkeys(TABLES, 0)
-        self.num_faults: dict[str, dict[str, int]] = {name: {} for name in TABLES}
-
-    def write_catalog(self, day: int) -> None:
-        """Products and stories that are new on a day; on the first, also those that were there from the start."""
-        world, rng = self._world, np.random.default_rng([self._seed, 7, day])
-        rows = _new_rows(world.products, day)
-        self._product_words += self._wording.product_words(world.products, rows, rng=rng)
-        products = {
-            "product_id": rows + 1,
-            "title": [" ".join(words) for words in self._product_words[rows[0] : rows[-1] + 1]],
-            "cover": self._cover_column(world.products, rows, style=None, domain=Domain.PRODUCT, rng=rng),
-            "cover_uri": pa.nulls(len(rows), pa.string()),
-            "category_id": world.topics.category_T[world.products.topic_N[rows]] + 1,
-            "published_at": world.products.published_us_N[rows],
-        }
-        self._write("products", day, products, rng=rng)
-
-        rows = _new_rows(world.stories, day)
-        mounts_N3 = world.traits.mounts_N3[rows]
-        mounted = [self._product_words[mount] if mount >= 0 else None for mount in mounts_N3[:, 0]]
-        words = self._wording.story_words(world.stories, world.traits, rows, mounted=mounted, rng=rng)
-        stories = {
-            "story_id": rows + 1,
-            "title": [" ".join(title) for title in words],
-            "cover": self._cover_column(
-                world.stories, rows, style=world.traits.style_NE[rows], domain=Domain.STORY, rng=rng
-            ),
-            "cover_uri": pa.nulls(len(rows), pa.string()),
-            "source": np.asarray(SOURCES)[world.traits.source_N[rows]],
-            "published_at": world.stories.published_us_N[rows],
-            "mounted_product_ids": _list_column(mounts_N3[mounts_N3 >= 0] + 1, (mounts_N3 >= 0).sum(axis=1)),
-        }
-        self._write("stories", day, stories, rng=rng)
-
-    def write_events(self, day: int, events: Day) -> None:
-        """Impressions, product clicks and the truth of a day."""
-        rng = np.random.default_rng([self._seed, 8, day])
-        num_requests = int(events.request_I[-1]) + 1 if len(events.request_I) else 0
-        names = pa.array([f"{self._partition(day)}-{request:06d}" for request in range(num_requests)], pa.string())
-        request_ids = names.take(pa.array(events.request_I))
-        impressions = {
-            "user_id": events.user_I + 1,
-            "story_id": events.story_I + 1,
-            "shown_at": events.shown_us_I,
-            "clicked": events.clicked_I,
-            "request_id": request_ids,
-        }
-        self._write("impressions", day, impressions, rng=rng)
-        product_clicks = {
-            "user_id": events.click_user_C + 1,
-            "product_id": events.click_product_C + 1,
-            "clicked_at": events.clicked_us_C,
-        }
-        self._write("product_clicks", day, product_clicks, rng=rng)
-        truth = {name: impressions[name] for name in ("user_id", "story_id", "request_id", "shown_at")}
-        truth["probability"] = events.probability_I
-        self._write_file(self._truth / "impressions", day, _table(truth, TRUTH))
-
-    def _write(self, name: str, day: int, columns: Mapping[str, object], *, rng: np.random.Generator) -> None:
-        table, faults = add_faults(_table(columns, TABLES[name]), name=name, rng=rng)
-        self._write_file(self._logs / name, day, table)
-        self.num_rows[name] += table.num_rows
-        for fault, count in faults.items():
-            self.num_faults[name][fault] = self.num_faults[name].get(fault, 0) + count
-
-    def _write_file(self, folder: Path, day: int, table: pa.Table) -> None:
-        path = folder / f"dt={self._partition(day)}" / "part-0.parquet"
-        path.parent.mkdir(parents=True)
-        pq.write_table(table, path, compression="zstd")
-
-    def _partition(self, day: int) -> str:
-        return (self._first_day + timedelta(days=day)).isoformat()
-
-    def _cover_column(
-        self, items: Items, rows: Ints, *, style: Floats | None, domain: Domain, rng: np.random.Generator
-    ) -> pa.ListArray:
-        cover_NV = self._covers.draw(items.latent_NZ[rows], style_NE=style, domain=domain, rng=rng)
-        there_N = np.ones(len(rows), bool)
-        there_N[missing_covers(len(rows), share=MISSING_COVER_SHARE, rng=rng)] = False
-        return _list_column(cover_NV[there_N].reshape(-1), there_N * COVER_WIDTH, there=there_N)
-
-
-def _new_rows(items: Items, day: int) -> Ints:
-    """Rows are ordered by birth, so these are consecutive."""
-    return np.flatnonzero(np.maximum(items.born_N, 0) == day)
-
-
-def _list_column(values: Ints | Floats, lengths_N: Ints, *, there: Ints | None = None) -> pa.ListArray:
-    offsets = np.concatenate([[0], np.cumsum(lengths_N)]).astype(np.int32)
-    mask = None if there is None else pa.array(~there)
-    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(values), mask=mask)
-
-
-def _table(columns: Mapping[str, object], schema: pa.Schema) -> pa.Table:
-    arrays = []
-    for field in schema:
-        column = columns[field.name]
-        arrays.append(column.cast(field.type) if isinstance(column, pa.Array) else pa.array(column, field.type))
-    return pa.Table.from_arrays(arrays, schema=schema)

@@ -12,13 +12,14 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from storyrec.logs.simulate.truth import Knobs, click_probability
+from storyrec.logs.simulate.pools import Pools, draw_published
+from storyrec.logs.simulate.truth import CLICK_MODELS, Knobs
 from storyrec.logs.simulate.wants import DAY_US, HOUR_US, NUM_SLOTS, Wants, choose_interests, product_weights
-from storyrec.logs.simulate.world import STORY_INTERESTS, Floats, Ints, Items, World
+from storyrec.logs.simulate.world import STORY_INTERESTS, Floats, Ints, World
 
 EXPOSURE_SHARES = (0.54, 0.40, 0.06)  # popular and fresh, noisy interest, wanted
 BROWSE_SHARES = (0.50, 0.40, 0.10)  # product clicks: wanted, interest, popular
-FRESHNESS_DAYS = 2.0
+FRESHNESS_DAYS = 2.0  # in which a story's exposure falls to 1/e
 GUESS_NOISE = 0.3  # share of the interest guesses that miss
 REQUEST_SIZES, REQUEST_SIZE_SHARES = (1, 2, 3, 4, 5, 6, 8), (0.18, 0.23, 0.24, 0.16, 0.11, 0.06, 0.02)
 MEAN_REQUESTS = 20.0
@@ -49,37 +50,23 @@ class Day:
     clicked_us_C: Ints
 
 
-class Pool:
-    """Items that may be drawn on a day, by weight, from all or from a subtopic."""
-
-    def __init__(self, items: Items, *, day: int, num_topics: int, freshness_days: float | None) -> None:
-        rows_N = np.flatnonzero(items.born_N <= day)
-        weight_N = items.weight_N[rows_N]
-        if freshness_days is not None:
-            weight_N = weight_N * np.exp(-(day - items.born_N[rows_N]) / freshness_days)
-        order = np.argsort(items.topic_N[rows_N], kind="stable")
-        self._rows_N = rows_N[order]
-        self._sums = np.concatenate([[0.0], np.cumsum(weight_N[order])])
-        self._bounds_T = np.searchsorted(items.topic_N[self._rows_N], np.arange(num_topics + 1))
-
-    def draw(self, topic_I: Ints, *, rng: np.random.Generator) -> Ints:
-        """An item row for each topic, [I]; topic -1, or one without items: from all."""
-        low_I, high_I = self._sums[self._bounds_T[topic_I]], self._sums[self._bounds_T[topic_I + 1]]
-        anywhere_I = (topic_I < 0) | (high_I <= low_I)
-        low_I = np.where(anywhere_I, 0.0, low_I)
-        high_I = np.where(anywhere_I, self._sums[-1], high_I)
-        place_I = low_I + rng.random(len(topic_I)) * (high_I - low_I)
-        index_I = np.searchsorted(self._sums, place_I, side="right") - 1
-        item_I: Ints = self._rows_N[np.clip(index_I, 0, len(self._rows_N) - 1)]
-        return item_I
-
-
 def simulate_day(
-    world: World, wants: Wants, *, day: int, first_us: int, seen: Ints, knobs: Knobs, rng: np.random.Generator
+    world: World,
+    wants: Wants,
+    pools: Pools,
+    *,
+    day: int,
+    first_us: int,
+    seen: Ints,
+    knobs: Knobs,
+    rng: np.random.Generator,
 ) -> Day:
     """Draw the events of a day.
 
     Args:
+        world: items, and the users whose day it is.
+        wants: of these users.
+        pools: of this day.
         day: days since the first.
         seen: sorted `user * num_stories + story` of all earlier impressions: a story is shown to a user once.
     """
@@ -89,7 +76,7 @@ def simulate_day(
     size_R = rng.choice(REQUEST_SIZES, len(user_R), p=REQUEST_SIZE_SHARES)
     request_I = np.repeat(np.arange(len(user_R)), size_R)
     user_I, shown_us_I = user_R[request_I], request_us_R[request_I]
-    story_I = _draw_stories(world, wants, user_I, shown_us_I, day=day, rng=rng)
+    story_I = _draw_stories(world, wants, pools, user_I, shown_us_I, rng=rng)
 
     key_I = user_I * len(world.stories.topic_N) + story_I
     _, first_shown = np.unique(key_I, return_index=True)
@@ -99,22 +86,24 @@ def simulate_day(
     user_I, story_I, shown_us_I, request_I = user_I[kept_I], story_I[kept_I], shown_us_I[kept_I], request_I[kept_I]
 
     wanted = [wants.at(user_I, shown_us_I, slot=slot) for slot in range(NUM_SLOTS)]
-    probability_I = click_probability(
+    model = CLICK_MODELS[knobs.click_model]
+    probability_I = model.probability(
         world,
         user_I=user_I,
         story_I=story_I,
+        request_I=request_I,
         intent_latent_I2Z=np.stack([latent for _, latent, _ in wanted], axis=1),
         intent_strength_I2=np.stack([strength for _, _, strength in wanted], axis=1),
         knobs=knobs,
     )
-    product_C = _draw_products(world, wants, click_user_C, clicked_us_C, day=day, rng=rng)
+    product_C = _draw_products(world, wants, pools, click_user_C, clicked_us_C, rng=rng)
     return Day(
         user_I=user_I,
         story_I=story_I,
         shown_us_I=shown_us_I,
         request_I=request_I,
         probability_I=probability_I,
-        clicked_I=rng.random(len(user_I)) < probability_I,
+        clicked_I=model.draw(probability_I, request_I=request_I, rng=rng),
         click_user_C=click_user_C,
         click_product_C=product_C,
         clicked_us_C=clicked_us_C,
@@ -163,7 +152,7 @@ def _draw_visits(world: World, *, day: int, day_us: int, rng: np.random.Generato
 
 
 def _draw_stories(
-    world: World, wants: Wants, user_I: Ints, shown_us_I: Ints, *, day: int, rng: np.random.Generator
+    world: World, wants: Wants, pools: Pools, user_I: Ints, shown_us_I: Ints, *, rng: np.random.Generator
 ) -> Ints:
     users = world.users
     num_topics = len(world.topics.category_T)
@@ -178,16 +167,16 @@ def _draw_stories(
     for slot in range(NUM_SLOTS):
         rows = np.flatnonzero((way_I == 2) & (slot_I == slot))
         topic_I[rows], _, _ = wants.at(user_I[rows], shown_us_I[rows], slot=slot)
-    return _draw_published(
-        world.stories, topic_I, shown_us_I, day=day, freshness_days=FRESHNESS_DAYS, num_topics=num_topics, rng=rng
+    published_us_N = world.stories.published_us_N
+    return draw_published(
+        pools.stories, pools.older_stories, topic_I, shown_us_I, published_us_N=published_us_N, rng=rng
     )
 
 
 def _draw_products(
-    world: World, wants: Wants, user_C: Ints, clicked_us_C: Ints, *, day: int, rng: np.random.Generator
+    world: World, wants: Wants, pools: Pools, user_C: Ints, clicked_us_C: Ints, *, rng: np.random.Generator
 ) -> Ints:
     users, products = world.users, world.products
-    num_topics = len(world.topics.category_T)
     way_C = rng.choice(3, len(user_C), p=BROWSE_SHARES)
     weight_UJ = product_weights(world)
     interest_C = choose_interests(weight_UJ, user_C, rng=rng)
@@ -199,33 +188,11 @@ def _draw_products(
         topic_C[rows], wanted_CZ[rows], _ = wants.at(user_C[rows], clicked_us_C[rows], slot=slot)
 
     def draw() -> Ints:
-        return _draw_published(
-            products, topic_C, clicked_us_C, day=day, freshness_days=None, num_topics=num_topics, rng=rng
+        return draw_published(
+            pools.products, pools.older_products, topic_C, clicked_us_C, published_us_N=products.published_us_N, rng=rng
         )
 
     first_C, second_C = draw(), draw()
     # who wants something clicks the nearer of two
     distance = [((products.latent_NZ[rows] - wanted_CZ) ** 2).sum(axis=1) for rows in (first_C, second_C)]
     return np.where((way_C == 0) & (distance[1] < distance[0]), second_C, first_C)
-
-
-def _draw_published(
-    items: Items,
-    topic_I: Ints,
-    time_us_I: Ints,
-    *,
-    day: int,
-    freshness_days: float | None,
-    num_topics: int,
-    rng: np.random.Generator,
-) -> Ints:
-    """Draw items; those not yet published at the time are drawn again, at last among yesterday's."""
-    pool = Pool(items, day=day, num_topics=num_topics, freshness_days=freshness_days)
-    item_I = pool.draw(topic_I, rng=rng)
-    for _ in range(3):
-        early_I = np.flatnonzero(items.published_us_N[item_I] > time_us_I)
-        item_I[early_I] = pool.draw(topic_I[early_I], rng=rng)
-    early_I = np.flatnonzero(items.published_us_N[item_I] > time_us_I)
-    older = Pool(items, day=day - 1, num_topics=num_topics, freshness_days=freshness_days)
-    item_I[early_I] = older.draw(topic_I[early_I], rng=rng)
-    return item_I

@@ -4,7 +4,8 @@ Faults are *added* rows: the marketplace's own rows are never touched, and no tr
 click points at a faulty item. About 0.2 % of the rows; never enough to stop a day.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +31,26 @@ FAULT_SHARES: dict[str, dict[str, float]] = {
 
 FIRST_FAULTY_ID = 900_000_000
 """Items with faults, and items that never were, have ids from here on."""
+
+
+@dataclass(frozen=True)
+class Counts:
+    """How many rows were written, and how many of them with which fault, by table."""
+
+    rows: dict[str, int] = field(default_factory=dict)
+    faults: dict[str, dict[str, int]] = field(default_factory=dict)
+
+    def add(self, table: str, *, rows: int, faults: Mapping[str, int]) -> None:
+        """Count some rows of a table."""
+        self.rows[table] = self.rows.get(table, 0) + rows
+        known = self.faults.setdefault(table, {})
+        for fault, count in faults.items():
+            known[fault] = known.get(fault, 0) + count
+
+    def merge(self, other: "Counts") -> None:
+        """Count what another has counted."""
+        for table, rows in other.rows.items():
+            self.add(table, rows=rows, faults=other.faults[table])
 
 
 def add_faults(table: pa.Table, *, name: str, rng: np.random.Generator) -> tuple[pa.Table, dict[str, int]]:

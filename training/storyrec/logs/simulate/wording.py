@@ -4,17 +4,17 @@ Product titles are keywords; a story uses other words for the same concepts, cop
 its first mounted product's words, and adds a style's opening and closing. Paper: Sec. II-C, Table II.
 """
 
+import functools
+import zlib
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 
 from storyrec.logs.simulate.lexicon import Lexicon, load_lexicon
 from storyrec.logs.simulate.world import Floats, Ints, Items, StoryTraits, Topics
 
-# Table II is a statement about all pairs. Pairs with a second or third mounted product, whose words were not copied,
-# are nearly all in the lower bins, so the first ones are drawn from a little above it
-SHARE_BINS = (0.388, 0.1735, 0.109, 0.124, 0.2055)
 CLICKBAIT_SHARE = 0.05  # Paper: Table IX, case 2
 # for each bin: how many words the story has of its own (opener, adjective + noun, closer) and how many it copies
 SHAPES: tuple[tuple[tuple[str, int], ...], ...] = (
@@ -26,7 +26,7 @@ SHAPES: tuple[tuple[tuple[str, int], ...], ...] = (
 )
 COPY_WEIGHT = {"noun": 4.0, "attribute": 2.0, "colour": 1.5, "use": 1.0, "brand": 0.3, "size": 0.3}
 KINDS = ("brand", "attribute", "colour", "attribute", "noun", "noun", "attribute", "use", "size")
-
+FIRST_CHARACTER, NUM_CHARACTERS = 0x4E00, 3_000  # words are spelt with these
 
 Word = TypeVar("Word")
 
@@ -34,7 +34,15 @@ Word = TypeVar("Word")
 class Wording:
     """Turns items into titles; the same latent always names the same concepts."""
 
-    def __init__(self, topics: Topics, *, shared_words: bool) -> None:
+    def __init__(self, topics: Topics, *, shared_words: bool, title_shares: Sequence[float]) -> None:
+        """Prepare the words.
+
+        Args:
+            topics: what items are about.
+            shared_words: whether stories use the products' keywords.
+            title_shares: how alike the titles of pairs are, in the bins of Table II.
+        """
+        self._title_shares = title_shares
         self._lexicon: Lexicon = load_lexicon()
         self._category_T = topics.category_T
         self._centres_TZ = topics.centres_TZ
@@ -46,31 +54,36 @@ class Wording:
         self._colour_ZA = rng.standard_normal((width, len(self._lexicon.colours))).astype(np.float32)
         self._use_ZA = rng.standard_normal((width, len(self._lexicon.uses))).astype(np.float32)
 
-    def product_words(self, items: Items, rows: Ints, *, rng: np.random.Generator) -> list[list[str]]:
-        """Keyword titles, nine words each, in the order of KINDS."""
-        lexicon = self._lexicon
+        self._words, product_side = _number_words(self._lexicon)
+        self._word_of = product_side
+        self.width = len(KINDS)
+
+    def product_words(self, items: Items, rows: Ints, *, rng: np.random.Generator) -> npt.NDArray[np.int16]:
+        """Keyword titles as numbers of words, nine each, in the order of KINDS, [n, 9]."""
         attributes, colours, uses = self._concepts(items, rows)
         noun = rng.integers(0, 3, len(rows))
-        brand = rng.integers(0, len(lexicon.brands), len(rows))
-        size = rng.integers(0, len(lexicon.sizes), len(rows))
-        titles = []
-        for i, row in enumerate(rows):
-            topic = items.topic_N[row]
-            nouns = lexicon.nouns[topic][0]
-            own = lexicon.attributes[self._category_T[topic]]
-            titles.append(
-                [
-                    lexicon.brands[brand[i]],
-                    own[attributes[i, 0]][0],
-                    lexicon.colours[colours[i]][0],
-                    own[attributes[i, 1]][0],
-                    nouns[noun[i]],
-                    nouns[(noun[i] + 1) % 3],
-                    own[attributes[i, 2]][0],
-                    lexicon.uses[uses[i]][0],
-                    lexicon.sizes[size[i]],
-                ]
-            )
+        brand = rng.integers(0, len(self._lexicon.brands), len(rows))
+        size = rng.integers(0, len(self._lexicon.sizes), len(rows))
+        topic = items.topic_N[rows]
+        own = self._word_of["attributes"][self._category_T[topic]]
+        nouns = self._word_of["nouns"][topic]
+        each = np.arange(len(rows))
+        columns = (
+            self._word_of["brands"][brand],
+            own[each, attributes[:, 0]],
+            self._word_of["colours"][colours],
+            own[each, attributes[:, 1]],
+            nouns[each, noun],
+            nouns[each, (noun + 1) % 3],
+            own[each, attributes[:, 2]],
+            self._word_of["uses"][uses],
+            self._word_of["sizes"][size],
+        )
+        return np.stack(columns, axis=1).astype(np.int16)
+
+    def titles(self, words_NW: npt.NDArray[np.int16]) -> list[list[str]]:
+        """The words that numbers of `product_words` stand for."""
+        titles: list[list[str]] = self._words[words_NW].tolist()
         return titles
 
     def story_words(
@@ -87,11 +100,11 @@ class Wording:
         attributes, colours, _ = self._concepts(items, rows)
         voiced_NE = traits.style_NE[rows] + 0.5 * rng.standard_normal((len(rows), traits.style_NE.shape[1]))
         styles = np.argmax(voiced_NE, axis=1)
-        bins = rng.choice(len(SHARE_BINS), len(rows), p=SHARE_BINS)
+        bins = rng.choice(len(self._title_shares), len(rows), p=self._title_shares)
         draws = rng.random((len(rows), 9))
         keys = rng.random((len(rows), len(KINDS))) ** (1 / np.array([COPY_WEIGHT[kind] for kind in KINDS]))
         copy_order = np.argsort(-keys, axis=1)
-        clickbait_chance = CLICKBAIT_SHARE / SHARE_BINS[0]
+        clickbait_chance = CLICKBAIT_SHARE / self._title_shares[0]
 
         titles = []
         for i, row in enumerate(rows):
@@ -131,3 +144,33 @@ class Wording:
 
 def _pick(words: Sequence[Word], draw: float) -> Word:
     return words[int(draw * len(words))]
+
+
+def spell(words: Sequence[str], *, language: Literal["en", "zh"]) -> str:
+    """A title out of its words: as they are, or each as two Chinese characters without spaces between."""
+    return " ".join(words) if language == "en" else "".join(map(_in_chinese, words))
+
+
+@functools.cache
+def _in_chinese(word: str) -> str:
+    first, second = divmod(zlib.crc32(word.encode()) % NUM_CHARACTERS**2, NUM_CHARACTERS)
+    return chr(FIRST_CHARACTER + first) + chr(FIRST_CHARACTER + second)
+
+
+def _number_words(lexicon: Lexicon) -> tuple[npt.NDArray[np.object_], dict[str, Ints]]:
+    """All product words, and for every kind where its words are among them."""
+    words: list[str] = []
+
+    def number(kind: Sequence[str]) -> list[int]:
+        words.extend(kind)
+        return list(range(len(words) - len(kind), len(words)))
+
+    numbers = {
+        "brands": np.array(number(lexicon.brands)),
+        "sizes": np.array(number(lexicon.sizes)),
+        "colours": np.array(number([product for product, _ in lexicon.colours])),
+        "uses": np.array(number([product for product, _ in lexicon.uses])),
+        "nouns": np.array([number(product) for product, _ in lexicon.nouns]),
+        "attributes": np.array([number([product for product, _ in pairs]) for pairs in lexicon.attributes]),
+    }
+    return np.array(words, object), numbers

@@ -7,11 +7,14 @@ Shapes: T = subtopics, N = items, U = users, J = interests of a user, Z = 16.
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
+from storyrec.arrays import load_record, save_record
 from storyrec.logs.simulate.lexicon import NUM_CATEGORIES, SUBTOPICS_PER_CATEGORY
+from storyrec.logs.simulate.presets import Preset
 from storyrec.schema import SOURCES
 
 Floats = npt.NDArray[np.float32]
@@ -22,6 +25,7 @@ STYLE_WIDTH = 8
 CATEGORY_SPREAD, SUBTOPIC_SPREAD, ITEM_SPREAD, MOUNT_SPREAD = 1.6, 0.8, 0.35, 0.15
 DAYS_OF_OLDER_STORIES = 7  # the catalog at the start is as old as the longest history
 NEW_USER_SHARE = 0.4  # users who come for the first time within the simulated days
+LAUNCHED_SHARE = 0.2  # of the new items, where a category is new
 SOURCE_SUPPLY = (0.14, 0.10, 0.04, 0.46, 0.20, 0.06)  # of new stories, in the order of SOURCES
 SOURCE_EXPOSURE = (1.6, 1.1, 1.3, 0.8, 0.9, 0.4)  # per story; invented: the paper's Fig. 1 gives no values
 
@@ -95,48 +99,103 @@ STORY_INTERESTS = slice(0, NUM_SHARED + NUM_STORY_ONLY)
 
 
 @dataclass(frozen=True)
-class World:
-    """All that does not change from event to event."""
+class Catalogs:
+    """The items of all days."""
 
     topics: Topics
     products: Items
     stories: Items
     traits: StoryTraits
+
+    def save(self, folder: Path) -> None:
+        """Write every array, so that other processes can map it."""
+        folder.mkdir(parents=True)
+        for name in ("topics", "products", "stories", "traits"):
+            save_record(getattr(self, name), folder, name=name)
+
+    @classmethod
+    def load(cls, folder: Path) -> "Catalogs":
+        """The inverse of `save`; arrays are memory-mapped."""
+        return cls(
+            load_record(Topics, folder, name="topics"),
+            load_record(Items, folder, name="products"),
+            load_record(Items, folder, name="stories"),
+            load_record(StoryTraits, folder, name="traits"),
+        )
+
+
+@dataclass(frozen=True)
+class World(Catalogs):
+    """Items of all days, and some of the users."""
+
     users: Users
 
 
-def make_world(*, num_users: int, num_days: int, first_us: int, shared_interests: bool, seed: int) -> World:
-    """Draw a world.
+def draw_catalogs(
+    preset: Preset, *, num_users: int, num_days: int, first_us: int, late_category: bool, seed: int
+) -> Catalogs:
+    """Draw the items of a world.
 
     Args:
+        preset: how many items there are for so many users.
+        num_users: of the whole marketplace.
         first_us: the first midnight.
-        shared_interests: False: what users like among products says nothing about stories (a placebo).
+        late_category: whether the last category is new on the last day.
     """
     topics = _draw_topics(np.random.default_rng([seed, 1]))
+    late_from = num_days - 1 if late_category else None
     products = _draw_products(
         topics,
-        num_old=max(900, 9 * num_users),
-        num_new=max(20, num_users // 5),
+        num_old=preset.num_old_products(num_users),
+        num_new=preset.num_new_products(num_users),
         num_days=num_days,
         first_us=first_us,
+        late_from=late_from,
         rng=np.random.default_rng([seed, 2]),
     )
     stories, traits = _draw_stories(
         topics,
         products,
-        num_new=300 + 6 * num_users // 25,
+        num_new=preset.num_new_stories(num_users),
         num_days=num_days,
         first_us=first_us,
+        late_from=late_from,
         rng=np.random.default_rng([seed, 3]),
     )
-    users = _draw_users(
-        topics,
-        num_users=num_users,
-        num_days=num_days,
-        shared=shared_interests,
-        rng=np.random.default_rng([seed, 4]),
+    return Catalogs(topics, products, stories, traits)
+
+
+def draw_users(topics: Topics, *, num_users: int, num_days: int, shared: bool, rng: np.random.Generator) -> Users:
+    """Draw some users.
+
+    Args:
+        shared: False: what users like among products says nothing about stories (a placebo).
+    """
+    both_T = np.sqrt(topics.story_weight_T * topics.product_weight_T)
+    parts = [
+        (NUM_SHARED, both_T / both_T.sum()),
+        (NUM_STORY_ONLY, topics.story_weight_T),
+        (NUM_PRODUCT_ONLY, topics.product_weight_T),
+    ]
+    num_topics = len(topics.category_T)
+    topic_UJ = np.concatenate([rng.choice(num_topics, (num_users, n), p=p) for n, p in parts], axis=1)
+    latent_UJZ = topics.centres_TZ[topic_UJ] + 0.2 * _normal(rng, *topic_UJ.shape, LATENT_WIDTH)
+    weight_UJ = rng.gamma(1.5, size=topic_UJ.shape).astype(np.float32)
+    if not shared:
+        weight_UJ[:, :NUM_SHARED] = 0  # what stays is of one domain only
+    of_story = weight_UJ[:, STORY_INTERESTS].sum(axis=1, keepdims=True)
+    new_U = rng.random(num_users) < NEW_USER_SHARE
+    return Users(
+        topic_UJ=topic_UJ,
+        latent_UJZ=latent_UJZ,
+        weight_UJ=weight_UJ / of_story,
+        taste_UE=_normal(rng, num_users, STYLE_WIDTH) / np.float32(2),
+        source_taste_UO=0.3 * _normal(rng, num_users, len(SOURCES)),
+        bias_U=_normal(rng, num_users),
+        activity_U=rng.beta(1.3, 2.3, num_users),
+        volume_U=np.exp(0.6 * rng.standard_normal(num_users)),
+        joined_U=np.where(new_U, rng.integers(0, num_days, num_users), -1),
     )
-    return World(topics, products, stories, traits, users)
 
 
 def _normal(rng: np.random.Generator, *shape: int) -> Floats:
@@ -159,23 +218,37 @@ def _draw_topics(rng: np.random.Generator) -> Topics:
 
 
 def _draw_products(
-    topics: Topics, *, num_old: int, num_new: int, num_days: int, first_us: int, rng: np.random.Generator
+    topics: Topics,
+    *,
+    num_old: int,
+    num_new: int,
+    num_days: int,
+    first_us: int,
+    late_from: int | None,
+    rng: np.random.Generator,
 ) -> Items:
     older_N = rng.integers(-90, -DAYS_OF_OLDER_STORIES, num_old)
     born_N = np.concatenate([np.sort(older_N), np.repeat(np.arange(num_days), num_new)])
-    topic_N = rng.choice(len(topics.category_T), len(born_N), p=topics.product_weight_T)
+    topic_N = _draw_topics_of_items(topics, born_N, weight_T=topics.product_weight_T, late_from=late_from, rng=rng)
     latent_NZ = topics.centres_TZ[topic_N] + ITEM_SPREAD * _normal(rng, len(born_N), LATENT_WIDTH)
     weight_N = np.exp(0.9 * rng.standard_normal(len(born_N)))
     return Items(topic_N, latent_NZ, born_N, _publication(born_N, first_us=first_us, rng=rng), weight_N)
 
 
 def _draw_stories(
-    topics: Topics, products: Items, *, num_new: int, num_days: int, first_us: int, rng: np.random.Generator
+    topics: Topics,
+    products: Items,
+    *,
+    num_new: int,
+    num_days: int,
+    first_us: int,
+    late_from: int | None,
+    rng: np.random.Generator,
 ) -> tuple[Items, StoryTraits]:
     """Stories tell about a product that was there the day before; z is the product's plus a little."""
     born_N = np.repeat(np.arange(-DAYS_OF_OLDER_STORIES, num_days), num_new)
     num_stories = len(born_N)
-    wish_N = rng.choice(len(topics.category_T), num_stories, p=topics.story_weight_T)
+    wish_N = _draw_topics_of_items(topics, born_N, weight_T=topics.story_weight_T, late_from=late_from, rng=rng)
     mounts_N3 = np.full((num_stories, 3), -1)
     num_mounts_N = rng.choice(4, num_stories, p=[0.12, 0.77, 0.08, 0.03])
     by_topic = np.argsort(products.topic_N, kind="stable")  # rows stay ordered by age within a topic
@@ -206,35 +279,27 @@ def _draw_stories(
     return Items(wish_N, latent_NZ, born_N, published_us_N, weight_N), traits
 
 
+def _draw_topics_of_items(
+    topics: Topics,
+    born_N: Ints,
+    *,
+    weight_T: npt.NDArray[np.float64],
+    late_from: int | None,
+    rng: np.random.Generator,
+) -> Ints:
+    """A subtopic for every item; the last category's only from a day on, where one is named."""
+    topic_N: Ints = rng.choice(len(weight_T), len(born_N), p=weight_T)
+    if late_from is not None:
+        early_N = (topics.category_T[topic_N] == NUM_CATEGORIES - 1) & (born_N < late_from)
+        others_T = np.where(topics.category_T == NUM_CATEGORIES - 1, 0.0, weight_T)
+        topic_N[early_N] = rng.choice(len(weight_T), early_N.sum(), p=others_T / others_T.sum())
+        launched_N = (born_N >= late_from) & (rng.random(len(born_N)) < LAUNCHED_SHARE)
+        late_T = weight_T - others_T
+        topic_N[launched_N] = rng.choice(len(weight_T), launched_N.sum(), p=late_T / late_T.sum())
+    return topic_N
+
+
 def _publication(born_N: Ints, *, first_us: int, rng: np.random.Generator) -> Ints:
     """Most new items come in the night and the morning."""
     within_day_N = (rng.beta(1.2, 3.0, len(born_N)) * 86_400_000_000).astype(np.int64)
     return first_us + born_N * 86_400_000_000 + within_day_N
-
-
-def _draw_users(topics: Topics, *, num_users: int, num_days: int, shared: bool, rng: np.random.Generator) -> Users:
-    both_T = np.sqrt(topics.story_weight_T * topics.product_weight_T)
-    parts = [
-        (NUM_SHARED, both_T / both_T.sum()),
-        (NUM_STORY_ONLY, topics.story_weight_T),
-        (NUM_PRODUCT_ONLY, topics.product_weight_T),
-    ]
-    num_topics = len(topics.category_T)
-    topic_UJ = np.concatenate([rng.choice(num_topics, (num_users, n), p=p) for n, p in parts], axis=1)
-    latent_UJZ = topics.centres_TZ[topic_UJ] + 0.2 * _normal(rng, *topic_UJ.shape, LATENT_WIDTH)
-    weight_UJ = rng.gamma(1.5, size=topic_UJ.shape).astype(np.float32)
-    if not shared:
-        weight_UJ[:, :NUM_SHARED] = 0  # what stays is of one domain only
-    of_story = weight_UJ[:, STORY_INTERESTS].sum(axis=1, keepdims=True)
-    new_U = rng.random(num_users) < NEW_USER_SHARE
-    return Users(
-        topic_UJ=topic_UJ,
-        latent_UJZ=latent_UJZ,
-        weight_UJ=weight_UJ / of_story,
-        taste_UE=_normal(rng, num_users, STYLE_WIDTH) / np.float32(2),
-        source_taste_UO=0.3 * _normal(rng, num_users, len(SOURCES)),
-        bias_U=_normal(rng, num_users),
-        activity_U=rng.beta(1.3, 2.3, num_users),
-        volume_U=np.exp(0.6 * rng.standard_normal(num_users)),
-        joined_U=np.where(new_U, rng.integers(0, num_days, num_users), -1),
-    )
