@@ -4,34 +4,19 @@ ROOT holds what `train_world` of this file lays out; the process dies by SIGKILL
 writes of its checkpoint, which is saved after every step.
 """
 
-import os
-import signal
 import sys
 from pathlib import Path
 
 from builders import planted_config, write_validated
+from deadly_storage import DeadlyStorage
 from storyrec import loop
 from storyrec.config import Config
 from storyrec.data.dataset import build_dataset
 from storyrec.finetune import finetune_aden
 from storyrec.pretrain import pretrain_dual
-from storyrec.storage import FolderStorage, Storage
+from storyrec.storage import Storage
 
 STEPS = {"pretrain_dual": "dual", "finetune_aden": "aden"}
-
-
-class DeadlyStorage(FolderStorage):
-    """A folder after whose n-th write the process is gone."""
-
-    def __init__(self, folder: Path, *, num_writes: int) -> None:
-        super().__init__(folder)
-        self.num_left = num_writes
-
-    def write(self, key: str, content: bytes) -> None:
-        super().write(key, content)
-        self.num_left -= 1
-        if self.num_left == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
 
 
 def train_config(root: Path) -> Config:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from storyrec.airflow_local import DATABASE, MARK, AirflowLocal, absolute
-from storyrec.config import Airflow, Config, Locations
+from storyrec.config import Airflow, Config, Covers, Locations
 from storyrec.errors import ConfigError, PlatformError
 
 DAGS = Path(__file__).parents[1] / "dags"
@@ -86,6 +86,10 @@ def test_locations_are_spelled_out_for_processes_that_start_elsewhere(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     locations = Locations(logs="s3://bucket/logs", truth="", work="work", registry="/registry", s3_endpoint="http://s3")
-    assert absolute(Config(locations=locations)).locations == Locations(
+    covers = Covers(model="resnet.onnx", picture_folder="pictures")
+    found = absolute(Config(locations=locations, covers=covers))
+    assert found.locations == Locations(
         logs="s3://bucket/logs", work=str(tmp_path / "work"), registry="/registry", truth="", s3_endpoint="http://s3"
     )
+    assert found.covers == Covers(model=str(tmp_path / "resnet.onnx"), picture_folder=str(tmp_path / "pictures"))
+    assert absolute(Config()).covers == Covers()

@@ -13,6 +13,7 @@ STEPS = {
     "validate-logs",
     "build-features",
     "materialize-features",
+    "embed-covers",
     "build-dataset",
     "pretrain-dual",
     "finetune-aden",

@@ -16,7 +16,7 @@ from storyrec_tasks import FEATURES, MODEL, VALIDATED_LOGS, alert
 DAGS = Path(__file__).parents[2] / "dags"
 EDGES = {
     "validate_logs": {"catch_up": {"validate"}, "validate": set()},
-    "build_features": {"build": {"materialize"}, "materialize": set()},
+    "build_features": {"build": {"materialize"}, "materialize": {"embed"}, "embed": set()},
     "train_adapt": {"train_adapt": set()},
     "publish_features": {"publish": set()},
     "reconcile": {"validated_logs": set(), "features": set(), "model": set()},
@@ -77,7 +77,8 @@ def test_the_steps_are_commands_of_the_command_line() -> None:
 
     commands = set(typer.main.get_command(app).commands)
     steps = {task.step for name in EDGES for task in load(name).tasks if hasattr(task, "step")}
-    assert steps == {"catch-up", "validate-logs", "build-features", "materialize-features", "publish-features"}
+    logs, features = {"catch-up", "validate-logs"}, {"build-features", "materialize-features", "embed-covers"}
+    assert steps == logs | features | {"publish-features"}
     assert steps | {"train-adapt"} <= commands
 
 

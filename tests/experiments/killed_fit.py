@@ -8,7 +8,7 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from killed_step import DeadlyStorage
+from deadly_storage import DeadlyStorage
 from storyrec import loop
 from storyrec.config import config_from_json
 from storyrec.experiments import fit

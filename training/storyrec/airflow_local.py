@@ -221,7 +221,17 @@ def absolute(config: Config) -> Config:
         for name, place in config.locations.model_dump().items()
         if name != "s3_endpoint" and place and "://" not in place
     }
-    return config.model_copy(update={"locations": config.locations.model_copy(update=changes)})
+    covers = {
+        name: str(Path(place).resolve())
+        for name in ("model", "picture_folder")
+        if (place := getattr(config.covers, name)) and "://" not in place
+    }
+    return config.model_copy(
+        update={
+            "locations": config.locations.model_copy(update=changes),
+            "covers": config.covers.model_copy(update=covers),
+        }
+    )
 
 
 def supervise(home: Path, *, watched: bool) -> None:

@@ -167,12 +167,14 @@ def quarantine_list(
     config: ConfigOption = None,
 ) -> None:
     """Show how many rows each rule rejected, with examples."""
+    from storyrec.features.covers import list_broken_covers
     from storyrec.logs.quarantine import list_quarantine
     from storyrec.storage import open_storage
 
     locations = load_config(config).locations
     work = open_storage(locations.work, s3_endpoint=locations.s3_endpoint)
-    found = list_quarantine(work, day=parse_day(day) if day else None)
+    held = parse_day(day) if day else None
+    found = [*list_quarantine(work, day=held), *list_broken_covers(work, day=held)]
     for rows in found:
         example = ", ".join(f"{name}={value}" for name, value in rows.examples[0].items() if value is not None)
         typer.echo(f"{rows.day}  {rows.table}.{rows.rule}: {rows.count:,} rows; expected: {rows.says}")
@@ -216,6 +218,18 @@ def materialize_features(day: DayOption, config: ConfigOption = None) -> None:
     from storyrec.features.build import materialize_features
 
     _print_json(materialize_features(load_config(config), day=parse_day(day)))
+
+
+@app.command()
+def embed_covers(day: DayOption, config: ConfigOption = None) -> None:
+    """Turn the pictures of items without a cover vector into vectors, by the network of the settings."""
+    from storyrec.features.embed import embed_covers
+
+    done = embed_covers(load_config(config), day=parse_day(day))
+    if done is None:
+        typer.echo("covers.model names no network: items without a cover vector stay without")
+    else:
+        _print_json(done)
 
 
 @app.command()

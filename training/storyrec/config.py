@@ -19,6 +19,7 @@ from storyrec.errors import ConfigError
 Auto = Literal["auto"]
 Contrast = Literal["hinge", "infonce"]
 Positive = Annotated[int, Field(ge=1)]
+Scale = Annotated[float, Field(gt=0)]
 
 
 class Section(BaseModel):
@@ -84,6 +85,19 @@ class Features(Section):
     min_word_count: int = Field(2, ge=1)
     max_title_words: int = Field(32, ge=1)
     sequence_length: int = Field(20, ge=1)
+
+
+class Covers(Section):
+    """Pictures that a network turns into cover vectors."""
+
+    model: str = ""  # ONNX file or s3://bucket/key, [N, 3, H, W] -> [N, 512]; empty: no picture is read
+    picture_folder: str = ""  # local pictures lie below it; empty: below locations.logs
+    picture_size: int = Field(224, ge=1)  # pixels a side, where the model leaves it open
+    pixel_mean: tuple[float, float, float] = (0.485, 0.456, 0.406)  # of red, green, blue in 0..1: ImageNet's
+    pixel_std: tuple[Scale, Scale, Scale] = (0.229, 0.224, 0.225)
+    batch_size: int = Field(32, ge=1)
+    max_pixels: int = Field(50_000_000, ge=1, le=89_478_485)  # a larger picture is not decoded; Pillow's own limit
+    max_megabytes: float = Field(32, gt=0)  # of a picture's file
 
 
 class Model(Section):
@@ -213,6 +227,7 @@ class Config(Section):
     windows: Windows = Windows()
     rules: Rules = Rules()
     features: Features = Features()
+    covers: Covers = Covers()
     model: Model = Model()
     dual: Dual = Dual()
     aden: Aden = Aden()

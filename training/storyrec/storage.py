@@ -144,22 +144,11 @@ class S3Storage(Storage):
     """A prefix of an S3 bucket."""
 
     def __init__(self, bucket: str, prefix: str, *, endpoint: str = "") -> None:
-        from boto3.session import Session
-        from botocore.config import Config as BotoConfig
-
         self.bucket, self.prefix = bucket, prefix.strip("/")
         self.url = f"s3://{bucket}/{self.prefix}"
         self.endpoint = endpoint
-        settings = BotoConfig(
-            connect_timeout=5,
-            read_timeout=60,
-            retries={"mode": "standard", "total_max_attempts": 4},
-            request_checksum_calculation="when_required",  # gateways other than AWS refuse the newer trailers
-            response_checksum_validation="when_required",
-        )
         with self._errors("open", self.prefix):
-            # a session of its own: the shared default one is not safe to open clients from several threads
-            self._client: S3Client = Session().client("s3", endpoint_url=endpoint or None, config=settings)
+            self._client = open_s3(endpoint)
 
     def list(self, prefix: str = "") -> list[str]:
         with self._errors("list", prefix):
@@ -254,6 +243,22 @@ def open_storage(url: str, *, s3_endpoint: str = "") -> Storage:
             remedy="name one of these",
         )
     return FolderStorage(Path(url.removeprefix("file://")))
+
+
+def open_s3(endpoint: str = "") -> "S3Client":
+    """A client of an S3 endpoint, empty for the one that boto3's own settings name."""
+    from boto3.session import Session
+    from botocore.config import Config as BotoConfig
+
+    settings = BotoConfig(
+        connect_timeout=5,
+        read_timeout=60,
+        retries={"mode": "standard", "total_max_attempts": 4},
+        request_checksum_calculation="when_required",  # gateways other than AWS refuse the newer trailers
+        response_checksum_validation="when_required",
+    )
+    # a session of its own: the shared default one is not safe to open clients from several threads
+    return Session().client("s3", endpoint_url=endpoint or None, config=settings)
 
 
 def write_file(path: Path, content: bytes) -> None:

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 from storyrec.data.validated import ValidatedLogs
 from storyrec.errors import DataError
 from storyrec.features.sequences import midnight_us, to_int64
-from storyrec.logs.partitions import day_number
+from storyrec.logs.partitions import Partitions, day_number
 from storyrec.schema import COVER_WIDTH, SOURCES
 
 Int64s = npt.NDArray[np.int64]
@@ -67,12 +67,14 @@ class Catalog:
         if "source" in small.column_names:
             places = pc.index_in(small["source"], value_set=pa.array(SOURCES))
             sources = np.asarray(pc.fill_null(places, -1).to_numpy(), np.int8)
+        visual_raw_NV = np.zeros((len(newest_N) + 1, COVER_WIDTH), np.float16)
+        _put_covers(visual_raw_NV, table["cover"], rows_R=rows_R)
         has_category = "category_id" in small.column_names
         categories = to_int64(small["category_id"]) if has_category else np.zeros(len(newest_N), np.int64)
         return cls(
             item_ids_N=np.concatenate([[0], to_int64(small[id_column(small)])]),
             titles=["", *pc.fill_null(small["title"], "").to_pylist()],
-            visual_raw_NV=_covers(table["cover"], rows_R=rows_R, num_rows=len(newest_N) + 1),
+            visual_raw_NV=visual_raw_NV,
             published_us_N=np.concatenate([[0], to_int64(small["published_at"])]),
             sources_N=np.concatenate([np.array([-1], np.int8), sources]),
             category_ids_N=np.concatenate([[0], categories]),
@@ -127,6 +129,9 @@ def read_catalog(logs: ValidatedLogs, name: str, *, holdout_start: date) -> Cata
             where=f"validated/{name}",
             remedy=f"look into quarantine/{name} and the validation reports",
         )
+    embedded = logs.covers(name)
+    rows_R = _embedded_rows(embedded, catalog=catalog, log=rows, newest_N=newest_N)
+    _put_covers(catalog.visual_raw_NV, embedded.table["cover"], rows_R=rows_R)
     coverless = rows.table.drop_columns(["cover"])
     earlier = coverless.slice(0, int(np.searchsorted(rows.day_B, day_number(holdout_start))))
     return CatalogLog(
@@ -179,9 +184,20 @@ def id_column(table: pa.Table) -> str:
     return "story_id" if "story_id" in table.column_names else "product_id"
 
 
-def _covers(covers: pa.ChunkedArray, *, rows_R: Int64s, num_rows: int) -> npt.NDArray[np.float16]:
-    """Each cover in its row; row 0 takes none. One chunk at a time: 32-bit covers take twice the room."""
-    visual_raw_NV = np.zeros((num_rows, COVER_WIDTH), np.float16)
+def _embedded_rows(embedded: Partitions, *, catalog: Catalog, log: Partitions, newest_N: Int64s) -> Int64s:
+    """The catalog row that takes each embedded cover; 0 where the item's newest log row is not what was embedded."""
+    rows_R = catalog.rows(to_int64(embedded.table["item_id"]))
+    (known,) = np.nonzero(rows_R)
+    place = newest_N[rows_R[known] - 1]
+    same_uri = pc.equal(log.table["cover_uri"].take(pa.array(place)), embedded.table["cover_uri"].take(pa.array(known)))
+    is_same = np.asarray(pc.fill_null(same_uri, False).to_numpy(), bool) & (log.day_B[place] == embedded.day_B[known])
+    is_same &= np.asarray(log.table["cover"].is_null().to_numpy(), bool)[place]
+    rows_R[known[~is_same]] = 0
+    return rows_R
+
+
+def _put_covers(visual_raw_NV: npt.NDArray[np.float16], covers: pa.ChunkedArray, *, rows_R: Int64s) -> None:
+    """Put each cover into its row; row 0 takes none. One chunk at a time: 32-bit covers take twice the room."""
     start = 0
     for chunk in covers.chunks:
         mask = np.asarray(chunk.is_valid().to_numpy(zero_copy_only=False), bool)
@@ -196,4 +212,3 @@ def _covers(covers: pa.ChunkedArray, *, rows_R: Int64s, num_rows: int) -> npt.ND
         rows = rows_R[start : start + len(chunk)][mask]
         visual_raw_NV[rows[rows > 0]] = values.reshape(-1, COVER_WIDTH)[rows > 0]
         start += len(chunk)
-    return visual_raw_NV

@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from storyrec.data.windows import DayCounts
 from storyrec.errors import DataError, MissingPartition
+from storyrec.features.covers import read_covers
 from storyrec.features.sequences import DAY_US, to_int64
 from storyrec.logs.partitions import Partitions, day_number, list_files, read_days
 from storyrec.storage import Storage
@@ -46,6 +47,14 @@ class ValidatedLogs:
         """
         files = self._files(table)
         return self._read(table, {d: keys for d, keys in files.items() if since is None or d >= since})
+
+    def covers(self, table: str) -> Partitions:
+        """What came of the pictures of a catalog table up to the run's day.
+
+        Raises:
+            DataError: a file of them cannot be read.
+        """
+        return read_covers(self._storage, table, day=self.day)
 
     def impressions(self, *, since: date) -> pa.Table:
         """User, story, time and label of the impressions up to the run's day, oldest day first."""

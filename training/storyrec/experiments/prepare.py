@@ -13,6 +13,7 @@ from storyrec.data.catalog import Catalog
 from storyrec.data.dataset import Dataset, build_dataset
 from storyrec.errors import ConfigError, DataError, MissingPartition
 from storyrec.experiments.claims import claim
+from storyrec.features.embed import embed_covers
 from storyrec.logs.days import suggest_days
 from storyrec.logs.partitions import list_days
 from storyrec.logs.simulate import MARKER
@@ -78,6 +79,7 @@ def prepare(config: Config, *, data: Path, root: Path, day: date | None = None) 
     if dataset.exists():
         return Prepared(config, dataset)
     validate_logs(config, day=day)
+    embed_covers(config, day=day)
     draft = root / "work" / DATASET
     built = build_dataset(config, day=day, out=draft)
     for name, catalog in (("stories", built.stories), ("products", built.products)):

@@ -6,14 +6,13 @@ built in few passes: a pass closes one partition, named for its last day.
 """
 
 import hashlib
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from itertools import pairwise
 
 from storyrec.config import Config
-from storyrec.errors import DataError, DayStopped, MissingPartition
+from storyrec.errors import DataError
 from storyrec.features.compare import compare_sequences
 from storyrec.features.events import (
     VIEWS,
@@ -23,7 +22,6 @@ from storyrec.features.events import (
     sequences_after_clicks,
 )
 from storyrec.features.partitions import (
-    VALIDATED,
     Marker,
     delete_marker,
     midnight,
@@ -33,6 +31,7 @@ from storyrec.features.partitions import (
     read_markers,
     read_state,
     remove_unmarked,
+    require_validated,
     validated_days,
     work_folder,
     write_marker,
@@ -40,7 +39,7 @@ from storyrec.features.partitions import (
     write_state,
 )
 from storyrec.features.sequences import DAY_US, ClickLog
-from storyrec.logs.partitions import day_number, missing_partition
+from storyrec.logs.partitions import day_number
 from storyrec.progress import Tracker, track
 from storyrec.schema import Domain
 from storyrec.storage import FolderStorage, Storage
@@ -100,7 +99,7 @@ def build_features(config: Config, *, day: date) -> FeaturesBuilt:
         DayStopped: the day broke a rule that stops it.
     """
     storage = FolderStorage(work_folder(config.locations.work))
-    _require_validated(storage, day)
+    require_validated(storage, day)
     with one_writer(storage.folder / "features/.lock"):
         return _build(storage, day, length=config.features.sequence_length)
 
@@ -218,26 +217,6 @@ def _next_pass(
 def _is_chain(markers: Sequence[Marker]) -> bool:
     """Whether each partition was built on the state that the one before it left."""
     return all(earlier.state == later.base for earlier, later in pairwise(markers))
-
-
-def _require_validated(storage: Storage, day: date) -> None:
-    report = storage.read_versioned(f"reports/dt={day}.json")
-    if report is None:
-        if storage.list(f"{VALIDATED}impressions/dt={day}/"):
-            raise MissingPartition(
-                f"the validation of {day} never finished",
-                expected=f"reports/dt={day}.json",
-                where=storage.url,
-                remedy=f"run validate_logs for {day} again",
-            )
-        raise missing_partition(storage, "impressions", day, prefix=VALIDATED)
-    if json.loads(report[0])["status"] != "valid":
-        raise DayStopped(
-            f"the day {day} was stopped by its rules",
-            expected="a day that passed validation",
-            where=f"{storage.url}/reports/dt={day}.json",
-            remedy="read the report, correct the logs and run validate_logs again",
-        )
 
 
 def _digest(logs: Iterable[ClickLog]) -> str:

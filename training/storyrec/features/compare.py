@@ -16,9 +16,9 @@ import pandas as pd
 from storyrec.config import Config
 from storyrec.errors import DataError
 from storyrec.features.events import COLUMNS, EVENT_TIME
-from storyrec.features.partitions import VALIDATED, read_clicks, read_marker, validated_days, work_folder
+from storyrec.features.partitions import read_clicks, read_marker, validated_days, work_folder
 from storyrec.features.sequences import ClickLog, to_int64
-from storyrec.logs.partitions import read_partition
+from storyrec.logs.partitions import VALIDATED, read_partition
 from storyrec.schema import Domain
 from storyrec.storage import FolderStorage
 

@@ -18,10 +18,10 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from storyrec.errors import ConfigError, MissingPartition, StorageError
+from storyrec.errors import ConfigError, DayStopped, MissingPartition, StorageError
 from storyrec.features.events import VIEWS, log_from_table, log_table
 from storyrec.features.sequences import ClickLog
-from storyrec.logs.partitions import read_days
+from storyrec.logs.partitions import VALIDATED, missing_partition, read_days
 from storyrec.schema import Domain
 from storyrec.storage import Storage
 
@@ -30,7 +30,6 @@ CLICK_COLUMNS = {
     Domain.STORY: ("user_id", "story_id", "shown_at", "clicked"),
     Domain.PRODUCT: ("user_id", "product_id", "clicked_at"),
 }
-VALIDATED = "validated/"
 
 
 @dataclass(frozen=True)
@@ -84,6 +83,32 @@ def validated_days(storage: Storage) -> list[date]:
     keys = [key for key in storage.list("reports/dt=") if re.fullmatch(r"reports/dt=[\d-]+\.json", key)]
     passed = (key for key in keys if json.loads(storage.read(key))["status"] == "valid")
     return sorted(date.fromisoformat(key[len("reports/dt=") : -len(".json")]) for key in passed)
+
+
+def require_validated(storage: Storage, day: date) -> None:
+    """Refuse a day whose validation did not end well.
+
+    Raises:
+        MissingPartition: the day was not validated.
+        DayStopped: the day broke a rule that stops it.
+    """
+    report = storage.read_versioned(f"reports/dt={day}.json")
+    if report is None:
+        if storage.list(f"{VALIDATED}impressions/dt={day}/"):
+            raise MissingPartition(
+                f"the validation of {day} never finished",
+                expected=f"reports/dt={day}.json",
+                where=storage.url,
+                remedy=f"run validate_logs for {day} again",
+            )
+        raise missing_partition(storage, "impressions", day, prefix=VALIDATED)
+    if json.loads(report[0])["status"] != "valid":
+        raise DayStopped(
+            f"the day {day} was stopped by its rules",
+            expected="a day that passed validation",
+            where=f"{storage.url}/reports/dt={day}.json",
+            remedy="read the report, correct the logs and run validate_logs again",
+        )
 
 
 def read_clicks(storage: Storage, domain: Domain, days: Iterable[date]) -> tuple[ClickLog, int]:

@@ -118,15 +118,17 @@ def read_days(
     prefix: str = "",
     columns: Sequence[str] | None = None,
     files: Mapping[date, Sequence[str]] | None = None,
+    schema: pa.Schema | None = None,
 ) -> Partitions:
     """Many days of a table at once; days without a file are no problem, unreadable ones are reported.
 
     Files of the same layout are cast together, so thousands of small partitions cost little more than one.
-    `files` spares the listing where the caller already has it from `list_files`.
+    `files` spares the listing where the caller already has it from `list_files`; `schema` is another one than
+    the table's own.
     """
     files = list_files(storage, table, prefix=prefix) if files is None else files
     keys = [(key, day) for day in sorted(set(days)) for key in files.get(day, ())]
-    wanted = _wanted(TABLES[table], columns)
+    wanted = _wanted(schema or TABLES[table], columns)
     problems: dict[date, DataError] = {}
     broken: dict[date, tuple[str, ...]] = {}
     groups: dict[bytes, list[int]] = {}
