@@ -122,7 +122,7 @@ def _similarities(connection: duckdb.DuckDBPyConnection) -> np.ndarray:
 
 
 def _batches(connection: duckdb.DuckDBPyConnection, query: str) -> Iterator[pa.RecordBatch]:
-    yield from connection.execute(query).to_arrow_reader(ROWS_AT_A_TIME)
+    yield from connection.sql(query).to_arrow_reader(ROWS_AT_A_TIME)
 
 
 def _add(one: np.ndarray, other: np.ndarray) -> np.ndarray:
