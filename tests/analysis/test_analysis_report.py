@@ -102,7 +102,7 @@ def test_what_is_missing_is_none(tmp_path: Path) -> None:
     facts = {fact["what"]: fact for fact in found["coverage"]}
     assert facts["rows of products with a cover"]["count"] == 0
     assert facts["mounted products that the catalog knows"]["share"] is None
-    assert render_analysis(found).count(">none<") == 3  # similarity, categories, hours
+    assert render_analysis(found).count('<p class="soft">none</p>') == 3  # similarity, categories, hours
 
 
 def test_a_thin_last_day_is_left_out(logs: Path, tmp_path: Path) -> None:

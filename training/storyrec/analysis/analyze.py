@@ -22,6 +22,7 @@ from storyrec.config import Auto
 from storyrec.data.windows import automatic_history
 from storyrec.features.similarity import SIMILARITY_EDGES
 from storyrec.logs.days import last_whole_days
+from storyrec.logs.partitions import day_number
 from storyrec.progress import track
 from storyrec.schema import SOURCES, Domain
 
@@ -117,7 +118,7 @@ def analyze(
 def _has_times_of_day(connection: duckdb.DuckDBPyConnection, day: date) -> bool:
     """Whether any impression of a day is at another time than midnight."""
     query = "SELECT coalesce(bool_or(us % 86400000000 <> 0), false) FROM impressions WHERE day = ?"
-    return bool(connection.execute(query, [(day - date(1970, 1, 1)).days]).fetchall()[0][0])
+    return bool(connection.execute(query, [day_number(day)]).fetchall()[0][0])
 
 
 def _split(connection: duckdb.DuckDBPyConnection, sums: SplitSums) -> Document:

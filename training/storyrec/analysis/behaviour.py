@@ -230,8 +230,10 @@ def _categories(connection: duckdb.DuckDBPyConnection) -> Categories:
 
 
 def _read_clicks(connection: duckdb.DuckDBPyConnection, row: str, source: str) -> ClickLog:
-    found = connection.execute(f"SELECT user_id, {row}::BIGINT AS item_row, us FROM {source}").fetchnumpy()
-    return ClickLog.from_arrays(found["user_id"], found["item_row"], found["us"])
+    found = connection.execute(
+        f"SELECT user_id, {row}::BIGINT AS item_row, us FROM {source} ORDER BY user_id, us, item_row"
+    ).fetchnumpy()
+    return ClickLog(found["user_id"], found["item_row"], found["us"])
 
 
 def _read_instances(connection: duckdb.DuckDBPyConnection, day: date) -> Instances:

@@ -9,6 +9,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from storyrec.features.sequences import distinct
+
 SIMILARITY_EDGES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 """The five bins of Table II; the last one holds 1 itself."""
 
@@ -32,7 +34,7 @@ def title_similarity(
     codes_W = np.asarray(words.indices.to_numpy(), np.int64)
     stride, num_stories = max(len(words.dictionary), 1), len(story_words)
     stories, products = (
-        np.unique(np.repeat(np.arange(len(starts) - 1), np.diff(starts)) * stride + part_W)
+        distinct(np.sort(np.repeat(np.arange(len(starts) - 1), np.diff(starts)) * stride + part_W))
         for starts, part_W in ((story_starts, codes_W[:num_stories]), (product_starts, codes_W[num_stories:]))
     )
     num_pairs = len(story_starts) - 1
