@@ -13,7 +13,7 @@ import numpy as np
 from storyrec.analysis import published
 from storyrec.analysis.behaviour import Behaviour, measure_behaviour
 from storyrec.analysis.catalogs import measure_catalogs
-from storyrec.analysis.database import open_database
+from storyrec.analysis.database import open_database, read_columns
 from storyrec.analysis.facts import click_rates, cold_start_facts, coverage_facts, duplicate_facts
 from storyrec.analysis.files import find_files
 from storyrec.analysis.sequences import SplitSums
@@ -123,7 +123,7 @@ def _has_times_of_day(connection: duckdb.DuckDBPyConnection, day: date) -> bool:
 
 def _split(connection: duckdb.DuckDBPyConnection, sums: SplitSums) -> Document:
     """A column of Table I; products are those in sequences and those that its stories mount."""
-    pairs = connection.execute("SELECT story_row, product_row FROM pairs").fetchnumpy()
+    pairs = read_columns(connection, "SELECT story_row, product_row FROM pairs")
     products_N = sums.product_marks_N.copy()
     products_N[pairs["product_row"][sums.story_marks_N[pairs["story_row"]]]] = True
     return {

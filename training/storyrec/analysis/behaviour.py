@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from storyrec.analysis.database import read_columns
 from storyrec.analysis.sequences import SplitSums, sum_split
 from storyrec.analysis.sums import Sums
 from storyrec.data.instances import Instances, balance
@@ -219,10 +220,9 @@ def _measure_part(
 
 
 def _categories(connection: duckdb.DuckDBPyConnection) -> Categories:
-    products = connection.execute("SELECT coalesce(category_id, 0) AS id FROM products ORDER BY product_row")
-    ids_K, places_N = np.unique(np.append(0, products.fetchnumpy()["id"]), return_inverse=True)
-    first = connection.execute("SELECT story_row, min(product_row) AS product_row FROM pairs GROUP BY ALL")
-    mounted = first.fetchnumpy()
+    products = read_columns(connection, "SELECT coalesce(category_id, 0) AS id FROM products ORDER BY product_row")
+    ids_K, places_N = np.unique(np.append(0, products["id"]), return_inverse=True)
+    mounted = read_columns(connection, "SELECT story_row, min(product_row) AS product_row FROM pairs GROUP BY ALL")
     num_stories = connection.execute("SELECT count(*) FROM stories").fetchall()[0][0]
     story_places_N = np.zeros(num_stories + 1, np.int64)
     story_places_N[mounted["story_row"]] = places_N[mounted["product_row"]]
@@ -230,19 +230,19 @@ def _categories(connection: duckdb.DuckDBPyConnection) -> Categories:
 
 
 def _read_clicks(connection: duckdb.DuckDBPyConnection, row: str, source: str) -> ClickLog:
-    found = connection.execute(
-        f"SELECT user_id, {row}::BIGINT AS item_row, us FROM {source} ORDER BY user_id, us, item_row"
-    ).fetchnumpy()
+    query = f"SELECT user_id, {row}::BIGINT AS item_row, us FROM {source} ORDER BY user_id, us, item_row"
+    found = read_columns(connection, query)
     return ClickLog(found["user_id"], found["item_row"], found["us"])
 
 
 def _read_instances(connection: duckdb.DuckDBPyConnection, day: date) -> Instances:
     """A day's impressions in the order of `Instances`, their sequences still empty."""
-    found = connection.execute(
+    found = read_columns(
+        connection,
         """SELECT user_id, story_row::BIGINT AS story_row, us, clicked FROM shown WHERE day = ? AND story_row > 0
            ORDER BY user_id, us, story_row, clicked""",
         [day_number(day)],
-    ).fetchnumpy()
+    )
     zeros_B = np.zeros(len(found["us"]), np.int64)
     return Instances(found["user_id"], found["story_row"], found["us"], found["clicked"], *[zeros_B] * 4)
 

@@ -5,10 +5,13 @@ inside their partition's day. Days are numbers since 1970-01-01.
 """
 
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import duckdb
+import numpy as np
+import numpy.typing as npt
 
 from storyrec.analysis.files import TableFiles
 from storyrec.features.sequences import DAY_US
@@ -60,15 +63,26 @@ def open_database(files: Mapping[str, TableFiles]) -> Iterator[duckdb.DuckDBPyCo
     `product_clicks` (day, user_id, product_id, us). Tables `stories` and `products`: each item once, as its
     newest row has it, in order of id, numbered from 1 on; `mounts` with products of any id, `pairs` with known ones.
     """
-    with tempfile.TemporaryDirectory(prefix="storyrec-analyze-") as spill:
-        settings = {"memory_limit": MEMORY, "temp_directory": spill, "preserve_insertion_order": False}
-        with duckdb.connect(config=settings) as connection:
-            connection.execute("SET enable_progress_bar = false")
-            sources = {table: _source(found) for table, found in files.items()}
-            connection.execute(_EVENTS.format(day_us=DAY_US, **sources))
-            published = _PUBLISHED.format(day_us=DAY_US)
-            connection.execute(_CATALOGS.format(day_us=DAY_US, newest=_NEWEST, published=published, **sources))
-            yield connection
+    with (
+        tempfile.TemporaryDirectory(prefix="storyrec-analyze-") as spill,
+        duckdb.connect(
+            config={"memory_limit": MEMORY, "temp_directory": spill, "preserve_insertion_order": False}
+        ) as connection,
+    ):
+        connection.execute("SET enable_progress_bar = false")
+        sources = {table: _source(found) for table, found in files.items()}
+        connection.execute(_EVENTS.format(day_us=DAY_US, **sources))
+        published = _PUBLISHED.format(day_us=DAY_US)
+        connection.execute(_CATALOGS.format(day_us=DAY_US, newest=_NEWEST, published=published, **sources))
+        yield connection
+
+
+def read_columns(
+    connection: duckdb.DuckDBPyConnection, query: str, parameters: Sequence[object] = ()
+) -> dict[str, npt.NDArray[Any]]:
+    """The columns of a query's answer that has no nulls, by name."""
+    found = connection.execute(query, parameters).fetchnumpy()
+    return {name: np.asarray(column) for name, column in found.items()}
 
 
 def _source(files: TableFiles) -> str:

@@ -89,13 +89,13 @@ def plot_rates(lines: dict[str, Rates], *, xlabel: str) -> markupsafe.Markup:
         means = np.array([rate["click_rate"] for rate in known])
         errors = np.sqrt(means * (1 - means) / np.array([rate["shown"] for rate in known]))
         axes.errorbar([rate["value"] for rate in known], means, yerr=errors, color=color, marker="o", ms=3, label=name)
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(0, 1.1 * axes.get_ylim()[1])
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     axes.set_xlabel(xlabel)
     axes.set_ylabel("click rate")
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=12, integer=True))
     if isinstance(known[0]["value"], str):
         axes.tick_params(axis="x", rotation=45)
-        axes.xaxis.set_major_locator(MaxNLocator(nbins=12, integer=True))
     if len(lines) > 1:
         axes.legend(frameon=False)
     return svg(figure)

@@ -6,6 +6,7 @@ Suffixes: B = instances, C = clicks, D = domains, H = hours, K = categories, L =
 N = items with the padding row.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -56,8 +57,8 @@ class SplitSums(Sums):
 def sum_split(
     instances: Instances,
     *,
-    clicks: dict[Domain, ClickLog],
-    categories: dict[Domain, Int64s],
+    clicks: Mapping[Domain, ClickLog],
+    categories: Mapping[Domain, Int64s],
     num_categories: int,
     history_days: int,
     length: int,
