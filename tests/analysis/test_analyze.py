@@ -18,6 +18,7 @@ from storyrec.storage import FolderStorage
 
 FIRST = date(2026, 3, 1)
 NUM_DAYS, LENGTH, HISTORY = 5, 4, 2
+NEW_STORY = 100
 SETTINGS: dict[str, Any] = {
     "history_days": HISTORY,
     "sequence_length": LENGTH,
@@ -57,18 +58,18 @@ def random_logs(seed: int) -> Logs:
         ]
         logs["stories"][day] = [
             {
-                "story_id": int(rng.integers(1, 5 + 4 * number)),
+                "story_id": NEW_STORY + number if row == 0 else int(rng.integers(1, 5 + 4 * number)),
                 "title": title(),
                 "source": str(rng.choice(["ugv", "mgi", "other", "odd"])),
                 "published_at": midnight - timedelta(days=int(rng.integers(2))),
                 "mounted_product_ids": rng.integers(1, 25, rng.integers(0, 3)).tolist(),
             }
-            for _ in range(6)
+            for row in range(6)
         ]
         logs["impressions"][day] = [
             {
                 "user_id": int(rng.integers(0, 8)),
-                "story_id": int(rng.integers(1, 26)),
+                "story_id": int(rng.integers(1, 26)) if rng.random() < 0.9 else NEW_STORY + number,
                 "shown_at": time() + timedelta(days=int(rng.random() < 0.03)),
                 "clicked": bool(rng.random() < 0.4),
                 "request_id": None if rng.random() < 0.5 else f"r{rng.integers(3)}",
