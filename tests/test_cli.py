@@ -48,6 +48,7 @@ def test_help_lists_every_step(tmp_path: Path) -> None:
         (("build-features", "--day", "2026-03-10"), "[aden]\nbatchsize = 3\n", "unknown key 'aden.batchsize'"),
         (("build-dataset", "--day", "2026-03-10", "--out", "out"), "", "2026-03-10"),
         (("run", "--data", "nowhere"), "", "there are no impressions at the place of the data"),
+        (("analyze", "nowhere", "--out", "out"), "", "there is no partition of products, stories, impressions"),
         (("rank", "--user", "1"), "", "no model is deployed yet"),
         (("match", "--product", "1"), "", "no model is deployed yet"),
         (("explain", "--out", "out"), "", "no model is deployed yet"),

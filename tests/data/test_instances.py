@@ -47,6 +47,10 @@ def test_a_day_with_more_clicks_than_others_keeps_all_it_has() -> None:
     assert len(balance(impressions(np.arange(5), np.array([1, 1, 1, 0, 0])), seed=0)) == 5
 
 
+def test_no_impressions_stay_none() -> None:
+    assert len(balance(impressions(np.arange(0), np.arange(0)), seed=0)) == 0
+
+
 def test_split_puts_the_last_share_second() -> None:
     first, second = split_by_time(random_impressions(), last_share=0.1)
     assert len(second) == 90

@@ -9,7 +9,6 @@ import pytest
 from srd_source import cover, pair, write, write_vocabulary
 from storyrec.errors import DataError
 from storyrec.experiments.srd_sample import HALVES, RESULT, TABLE, read_sample, retrieve, run_srd_sample
-from storyrec.experiments.srd_statistics import title_similarity
 
 REAL = Path(__file__).parents[3] / "shared" / "data"
 
@@ -45,12 +44,6 @@ def test_retrieval_counts_hits_and_recall_as_done_by_hand() -> None:
     assert found["hit_at_1"] == pytest.approx(1 / 7)
     assert found["hit_at_5"] == pytest.approx(6 / 7)
     assert found["recall_at_5"] == pytest.approx(5.5 / 7)
-
-
-def test_title_similarity_is_the_share_of_the_shorter_title() -> None:
-    assert title_similarity({1, 2, 3, 4}, {3, 4, 5, 6, 7}) == 0.5
-    assert title_similarity({1}, {1, 2, 3}) == 1.0
-    assert title_similarity(set(), {1}) == 0.0
 
 
 def make(folder: Path, *, num_lines: int) -> Path:

@@ -201,6 +201,31 @@ def quarantine_replay(
     _print_json(replay(load_config(config), day=parse_day(day), table=table, corrected=corrected))
 
 
+@app.command()
+def analyze(
+    data: Annotated[Path, typer.Argument(metavar="DATA", help="Data root of the log contract, a folder.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder to write.")] = Path("var/analysis"),
+    config: ConfigOption = None,
+) -> None:
+    """Measure logs as the paper's Section II measures its own: sequences, titles, sources, cold start."""
+    from storyrec.analysis.analyze import analyze
+    from storyrec.analysis.report import PAGE, print_analysis, write_analysis
+
+    settings = load_config(config)
+    found = analyze(
+        data,
+        history_days=settings.windows.history_days,
+        sequence_length=settings.features.sequence_length,
+        vocabulary_size=settings.features.vocabulary_size,
+        min_word_count=settings.features.min_word_count,
+        max_title_words=settings.features.max_title_words,
+        seed=settings.aden.seed,
+    )
+    write_analysis(found, out)
+    print_analysis(found, console=Console(highlight=False, markup=False))
+    typer.echo(str(out / PAGE))
+
+
 # --- features ---------------------------------------------------------------------------------
 
 

@@ -1,6 +1,5 @@
 """The HTML report of a run: one self-contained page that a product manager understands."""
 
-import io
 import json
 import math
 from importlib.resources import files
@@ -9,11 +8,10 @@ from typing import Any
 
 import jinja2
 import markupsafe
-import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-matplotlib.rcParams["svg.hashsalt"] = "storyrec"
+from storyrec.drawing import svg
 
 Document = dict[str, Any]
 """A parsed JSON object."""
@@ -102,7 +100,7 @@ def _plot_difference(challenger_U: np.ndarray, champion_U: np.ndarray) -> markup
         axes.set_xlabel("per-user AUC")
         axes.legend(frameon=False)
     axes.set_ylabel("users")
-    return _svg(figure)
+    return svg(figure)
 
 
 def _plot_calibration(bins: list[Document]) -> markupsafe.Markup:
@@ -114,7 +112,7 @@ def _plot_calibration(bins: list[Document]) -> markupsafe.Markup:
     axes.plot(scores, rates, marker="o", color="#4878a8")
     axes.set_xlabel("predicted click probability")
     axes.set_ylabel("click rate")
-    return _svg(figure)
+    return svg(figure)
 
 
 def _plot_dual(curves: list[Document]) -> markupsafe.Markup:
@@ -126,7 +124,7 @@ def _plot_dual(curves: list[Document]) -> markupsafe.Markup:
     axes.set_xlabel("DUAL epoch")
     axes.set_ylabel("validation loss")
     axes.legend(frameon=False)
-    return _svg(figure)
+    return svg(figure)
 
 
 def _plot_aden(curves: list[Document]) -> markupsafe.Markup:
@@ -136,10 +134,4 @@ def _plot_aden(curves: list[Document]) -> markupsafe.Markup:
     axes.plot(epochs, [point["validation"]["per_user_auc"] for point in curves], marker="o", color="#4878a8")
     axes.set_xlabel("ADEN epoch")
     axes.set_ylabel("validation per-user AUC")
-    return _svg(figure)
-
-
-def _svg(figure: Figure) -> markupsafe.Markup:
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None})
-    return markupsafe.Markup(buffer.getvalue()[buffer.getvalue().index("<svg") :])
+    return svg(figure)

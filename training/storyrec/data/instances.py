@@ -147,7 +147,7 @@ def balance(instances: Instances, *, seed: int) -> Instances:
     keep_B = instances.clicked_B.copy()
     by_day = np.argsort(days_B, kind="stable")
     days, starts = np.unique(days_B[by_day], return_index=True)
-    for day, members in zip(days.tolist(), np.split(by_day, starts[1:]), strict=True):
+    for day, members in zip(days.tolist(), np.split(by_day, starts)[1:], strict=True):
         passed = members[~instances.clicked_B[members]]
         num_drawn = min(len(passed), len(members) - len(passed))
         generator = np.random.default_rng([seed, day])

@@ -131,8 +131,7 @@ def resolve_windows(
             why_training = f"the settings say {training_days}, but there are no more"
 
     if history_days == "auto":
-        history = HISTORY_DAYS if is_fine else span
-        why_history = "times are finer than a day" if is_fine else "times are days, so all days of the logs count"
+        history, why_history = automatic_history(is_fine=is_fine, span=span)
     else:
         history, why_history = history_days, "as the settings say"
 
@@ -156,6 +155,18 @@ def resolve_windows(
             f"block_hours = {block}: {why_block}",
         ),
     )
+
+
+def automatic_history(*, is_fine: bool, span: int) -> tuple[int, str]:
+    """How many days a sequence reaches back unless the settings say so, and why.
+
+    Args:
+        is_fine: whether times are finer than a day.
+        span: days of the logs.
+    """
+    if is_fine:
+        return HISTORY_DAYS, "times are finer than a day"
+    return span, "times are days, so all days of the logs count"
 
 
 def _smallest_holdout(day: date, known: set[date], count: Callable[[date], DayCounts], most: int) -> tuple[int, int]:

@@ -1,24 +1,22 @@
 """The pictures of an experiment's report, as SVG."""
 
-import io
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import markupsafe
-import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from storyrec.drawing import COLORS, INK, SOFT, bare, svg
 from storyrec.experiments.comparison import Row
 from storyrec.experiments.published import Figures
 from storyrec.experiments.results import Metrics
 from storyrec.experiments.table import label
 
-COLORS = ("#4878a8", "#d08a2e", "#5b8c5a", "#8b6bab", "#a0636b", "#6b7785")
 MARKERS = ("o", "D", "s")
-INK, SOFT, ORACLE = "#1d2733", "#66758a", "#b3362b"
+ORACLE = "#b3362b"
 CHANCE = 0.5
 BAR, WIDTH = 0.28, 6.2  # inches
 LABEL_GAP = 0.042  # of the height of a plot
@@ -68,8 +66,8 @@ def plot_bars(
         label(metric) + (", from chance (.5) on" if start else "") + (", ± 1 standard deviation" if has_spread else "")
     )
     figure.legend(handles=handles, loc="outside upper left", ncols=3, frameon=False, fontsize=9)
-    _bare(axes)
-    return _svg(figure)
+    bare(axes)
+    return svg(figure)
 
 
 def plot_against_published(rows: Sequence[Row], *, published: Mapping[str, Figures]) -> markupsafe.Markup:
@@ -107,8 +105,8 @@ def plot_against_published(rows: Sequence[Row], *, published: Mapping[str, Figur
     )
     axes.set_xlabel("published per-user AUC")
     axes.set_ylabel("per-user AUC here")
-    _bare(axes)
-    return _svg(figure)
+    bare(axes)
+    return svg(figure)
 
 
 def _label_right(axes: Axes, labels: Mapping[str, tuple[float, str]]) -> None:
@@ -143,14 +141,3 @@ def _hollow(marker: str) -> dict[str, Any]:
         "markersize": 5.5,
         "alpha": 0.9,
     }
-
-
-def _bare(axes: Axes) -> None:
-    axes.spines[["top", "right"]].set_visible(False)
-
-
-def _svg(figure: Figure) -> markupsafe.Markup:
-    buffer = io.StringIO()
-    with matplotlib.rc_context({"svg.hashsalt": "storyrec"}):
-        figure.savefig(buffer, format="svg", metadata={"Date": None})
-    return markupsafe.Markup(buffer.getvalue()[buffer.getvalue().index("<svg") :])

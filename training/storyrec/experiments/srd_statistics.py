@@ -3,15 +3,15 @@
 Paper: Sec. II-C, Eq. 1, Table II. Suffixes: M = pairs, V = raw cover.
 """
 
-from collections.abc import Sequence, Set
+from collections.abc import Sequence
+from itertools import chain
 from typing import Any
 
 import numpy as np
 
+from storyrec.features.similarity import SIMILARITY_EDGES, title_similarity
 from storyrec.logs.srd_files import TITLE_LENGTH, Line
 from storyrec.schema import COVER_WIDTH
-
-SIMILARITY_EDGES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 
 
 def describe_sample(lines: Sequence[Line]) -> dict[str, Any]:
@@ -34,7 +34,7 @@ def describe_sample(lines: Sequence[Line]) -> dict[str, Any]:
     distances_MM = np.linalg.norm(product_covers_MV[:, None] - story_covers_MV[None], axis=2)
     own_M = np.diagonal(distances_MM)
     nearer_M = (distances_MM < own_M[:, None]).sum(axis=1)
-    similarity_M = [title_similarity(set(s), set(p)) for s, p in zip(stories, products, strict=True)]
+    similarity_M = title_similarity(*_flat(stories), *_flat(products))
     return {
         "num_pairs": len(lines),
         "story_title_length": float(np.mean([len(tokens) for tokens in stories])),
@@ -48,10 +48,9 @@ def describe_sample(lines: Sequence[Line]) -> dict[str, Any]:
     }
 
 
-def title_similarity(story: Set[int], product: Set[int]) -> float:
-    """Shared words over those of the shorter title. Paper: Eq. 1. Zero where a title has none."""
-    shorter = min(len(story), len(product))
-    return len(story & product) / shorter if shorter else 0.0
+def _flat(titles: list[list[int]]) -> tuple[list[int], np.ndarray[Any, np.dtype[np.int64]]]:
+    """The tokens of all titles, and where each title's start, the end as last entry."""
+    return [*chain.from_iterable(titles)], np.cumsum([0, *map(len, titles)])
 
 
 def _title(line: Line, column: int) -> list[int]:

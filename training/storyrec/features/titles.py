@@ -8,7 +8,8 @@ Suffixes: N = titles, W = words.
 """
 
 import json
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,7 +55,7 @@ class Vocabulary:
         Returns:
             tokens_NW: [N, max_words] int32, padded with 0 on the right; 1 = unknown.
         """
-        words, starts = _split(titles)
+        words, starts = split_titles(titles)
         numbers = pc.index_in(words, value_set=pa.array(self.words, pa.string()))
         numbers = np.asarray(pc.fill_null(numbers, UNKNOWN).to_numpy(zero_copy_only=False), np.int32)
         positions_NW = starts[:-1, None] + np.arange(max_words)
@@ -96,13 +97,22 @@ def train_vocabulary(titles: Sequence[str], *, size: int, min_count: int) -> Voc
         size: the most numbers, padding and unknown included, >= 2.
         min_count: words seen less often are left out, >= 1.
     """
-    counted = pc.value_counts(_split(titles)[0])
-    counts, words = counted.field("counts").to_numpy(), counted.field("values").to_pylist()
-    ranked = sorted((-count, word) for count, word in zip(counts.tolist(), words, strict=True) if count >= min_count)
+    return most_frequent_words(count_words(split_titles(titles)[0]), size=size, min_count=min_count)
+
+
+def count_words(words: pa.StringArray) -> Counter[str]:
+    """How often each word is there; counts of several arrays can be added up."""
+    counted = pc.value_counts(words)
+    return Counter(dict(zip(counted.field("values").to_pylist(), counted.field("counts").to_pylist(), strict=True)))
+
+
+def most_frequent_words(counts: Mapping[str, int], *, size: int, min_count: int) -> Vocabulary:
+    """The vocabulary of counted words; see `train_vocabulary`."""
+    ranked = sorted((-count, word) for word, count in counts.items() if count >= min_count)
     return Vocabulary((*_RESERVED, *(word for _, word in ranked[: size - NUM_RESERVED])))
 
 
-def _split(titles: Sequence[str]) -> tuple[pa.StringArray, npt.NDArray[np.int64]]:
+def split_titles(titles: Sequence[str] | pa.StringArray) -> tuple[pa.StringArray, npt.NDArray[np.int64]]:
     """All words in one array, and where each title's words start in it, with the end as last entry."""
     texts = pc.utf8_lower(pc.utf8_normalize(pa.array(titles, pa.string()), "NFKC"))
     texts = pc.replace_substring_regex(texts, _SPACES, " ")

@@ -1,5 +1,6 @@
 """Which days of a log make sense for a loop of two days."""
 
+from collections.abc import Callable, Sequence
 from datetime import date
 from statistics import median
 
@@ -31,6 +32,21 @@ def suggest_days(logs: Storage) -> tuple[date, date]:
             sizes[day] = read_partition(logs, "impressions", day, columns=["user_id"]).num_rows
         return sizes[day]
 
+    return last_whole_days(days, size=size, where=f"{logs.url}/impressions")
+
+
+def last_whole_days(days: Sequence[date], *, size: Callable[[date], int], where: str) -> tuple[date, date]:
+    """`suggest_days` for partitions whose number of impressions somebody knows.
+
+    Args:
+        days: the partitions, ascending.
+        size: the number of impressions of one of them.
+        where: the table, for the error.
+
+    Raises:
+        MissingPartition: there are no such two.
+    """
+
     def whole(index: int) -> bool:
         before = [size(day) for day in days[max(0, index - TRAILING_PARTITIONS) : index] if size(day)]
         return size(days[index]) > 0 and bool(before) and size(days[index]) >= THIN_SHARE * median(before)
@@ -41,6 +57,6 @@ def suggest_days(logs: Storage) -> tuple[date, date]:
     raise MissingPartition(
         f"the log has {len(days)} days of impressions, and no two of them to run",
         expected="three days with impressions at least: two to run, and one before them to learn from",
-        where=f"{logs.url}/impressions",
+        where=where,
         remedy="name another log, or wait for more days",
     )

@@ -1,0 +1,134 @@
+"""The analysis of whole marketplaces: what it agrees with, what may be missing, what it writes and refuses."""
+
+import json
+import shutil
+from datetime import date
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from rich.console import Console
+
+from builders import planted_config, write_validated
+from storyrec.analysis.analyze import Document, analyze
+from storyrec.analysis.report import JSON, PAGE, print_analysis, render_analysis, write_analysis
+from storyrec.config import Config
+from storyrec.data.dataset import build_dataset
+from storyrec.errors import DataError, MissingPartition, SchemaMismatch
+from storyrec.logs.simulate import simulate
+
+
+def analyze_with(data: Path, config: Config) -> Document:
+    return analyze(
+        data,
+        history_days=config.windows.history_days,
+        sequence_length=config.features.sequence_length,
+        vocabulary_size=config.features.vocabulary_size,
+        min_word_count=config.features.min_word_count,
+        max_title_words=config.features.max_title_words,
+        seed=config.aden.seed,
+    )
+
+
+@pytest.fixture(scope="module")
+def logs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A simulated marketplace with its faults; tests copy it before they change it."""
+    root = tmp_path_factory.mktemp("market")
+    simulate(
+        out_logs=root / "logs", out_truth=root / "truth", num_users=60, num_days=4, first_day=date(2026, 3, 1), seed=7
+    )
+    return root / "logs"
+
+
+def rows_of(data: Path, table: str) -> int:
+    return sum(pq.read_metadata(path).num_rows for path in (data / table).rglob("*.parquet"))
+
+
+def test_it_agrees_with_the_dataset_that_models_learn_from(tmp_path: Path) -> None:
+    day = write_validated(tmp_path)
+    config = planted_config(tmp_path, history_days=2, holdout_days=1, training_days=1)
+    data = build_dataset(config, day=day, out=tmp_path / "dataset")
+    found = analyze_with(tmp_path / "validated", config)
+    holdout = data.holdout
+    test = found["table_1"]["here"]["test"]
+    bounds = [holdout.user_ids_B, holdout.story_start_B, holdout.story_stop_B]
+    bounds += [holdout.product_start_B, holdout.product_stop_B]
+    assert test["instances"] == len(holdout)
+    assert test["clicked"] == holdout.clicked_B.sum()
+    assert test["sequences"] == len(set(zip(*(bound_B.tolist() for bound_B in bounds), strict=True)))
+    assert found["titles"]["vocabulary_size"] == data.vocabulary.size
+    assert sum(found["table_2"]["here"]) == len(data.pairs_M2) + len(data.holdout_pairs_M2)
+
+
+def test_a_simulated_marketplace_with_its_faults(logs: Path, tmp_path: Path) -> None:
+    found = analyze_with(logs, Config())
+    faults = json.loads((logs / "_marketplace.json").read_text())["faults"]["impressions"]
+    facts = {fact["what"]: fact for name in ("duplicates", "coverage") for fact in found[name]}
+    usable = facts["impressions with ids, and a time inside their day"]
+    assert usable["of"] == rows_of(logs, "impressions")
+    assert usable["of"] - usable["count"] == faults["outside_day"] + faults["no_user"]
+    known = facts["impressions of an item that the catalog knows"]
+    assert known["of"] - known["count"] == faults["unknown_item"]
+    assert facts["impressions that repeat a row"]["count"] == faults["duplicate"]
+    write_analysis(found, tmp_path / "out")
+    page = (tmp_path / "out" / PAGE).read_text()
+    assert json.loads((tmp_path / "out" / JSON).read_text()) == json.loads(json.dumps(found))
+    assert page.count("<svg") == 8
+    assert "5,083,833" in page
+    assert f"{found['table_1']['here']['test']['instances']:,}" in page
+    console = Console(width=160, record=True, quiet=True)
+    print_analysis(found, console=console)
+
+
+def test_what_is_missing_is_none(tmp_path: Path) -> None:
+    write_validated(tmp_path, covers=False, day_resolution=True)
+    data = tmp_path / "validated"
+    for path in (data / "stories").rglob("*.parquet"):
+        stories = pq.read_table(path)
+        column = stories.schema.get_field_index("mounted_product_ids")
+        empty = pa.array([[]] * len(stories), stories.schema.field(column).type)
+        stories = stories.set_column(column, stories.schema.field(column), empty)
+        column = stories.schema.get_field_index("source")
+        none = pa.nulls(len(stories), pa.string())
+        pq.write_table(stories.set_column(column, stories.schema.field(column), none), path)
+    found = analyze_with(data, Config())
+    assert found["click_rates"]["hour"] is None
+    assert found["data"]["history_days"] == 5
+    assert [source["source"] for source in found["figure_1"]] == ["none"]
+    assert found["table_2"]["here"] == (0, 0, 0, 0, 0)
+    assert found["table_3"]["here"]["story_categories"] == 0
+    assert found["figure_4"]["categories"] == []
+    facts = {fact["what"]: fact for fact in found["coverage"]}
+    assert facts["rows of products with a cover"]["count"] == 0
+    assert facts["mounted products that the catalog knows"]["share"] is None
+    assert render_analysis(found).count('<p class="soft">none</p>') == 3  # similarity, categories, hours
+
+
+def test_a_thin_last_day_is_left_out(logs: Path, tmp_path: Path) -> None:
+    data = shutil.copytree(logs, tmp_path / "logs")
+    late = data / "impressions" / "dt=2026-03-05" / "part-0.parquet"
+    late.parent.mkdir()
+    pq.write_table(pq.read_table(next((data / "impressions").rglob("dt=2026-03-04/*.parquet"))).slice(0, 3), late)
+    found = analyze_with(data, Config())
+    assert (found["data"]["test_day"], found["data"]["num_days_left_out"]) == ("2026-03-04", 1)
+    assert found["table_1"] == analyze_with(logs, Config())["table_1"]
+
+
+def test_bad_places_are_refused(logs: Path, tmp_path: Path) -> None:
+    with pytest.raises(MissingPartition, match="no partition of products, stories, impressions, product_clicks"):
+        analyze_with(tmp_path, Config())
+    data = shutil.copytree(logs, tmp_path / "logs")
+    shutil.rmtree(data / "product_clicks")
+    with pytest.raises(MissingPartition, match="no partition of product_clicks"):
+        analyze_with(data, Config())
+    data = shutil.copytree(logs, tmp_path / "broken")
+    broken = next((data / "stories").rglob("*.parquet"))
+    content = broken.read_bytes()
+    broken.write_bytes(content[:100])
+    with pytest.raises(DataError, match="no readable Parquet file"):
+        analyze_with(data, Config())
+    broken.write_bytes(content)
+    pq.write_table(pq.read_table(broken).drop_columns(["source"]), broken)
+    with pytest.raises(SchemaMismatch, match="column 'source' is missing"):
+        analyze_with(data, Config())

@@ -1,0 +1,103 @@
+"""The Parquet files of a data root, known by their footers alone: days, rows and covers."""
+
+from bisect import bisect_right
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from storyrec.errors import DataError, MissingPartition
+from storyrec.logs.conform import conform
+from storyrec.logs.partitions import list_files
+from storyrec.schema import COVER_WIDTH, TABLES
+from storyrec.storage import FolderStorage
+
+
+@dataclass(frozen=True)
+class TableFiles:
+    """The files of one table.
+
+    Attributes:
+        paths: in order of day and name.
+        days: each file's partition.
+        num_rows: rows of each partition.
+        num_covers: those with a cover; 0 for events.
+    """
+
+    paths: tuple[str, ...]
+    days: tuple[date, ...]
+    num_rows: Mapping[date, int]
+    num_covers: Mapping[date, int]
+
+    def until(self, last: date) -> "TableFiles":
+        """The partitions up to a day."""
+        num_files = bisect_right(self.days, last)
+        num_rows, num_covers = (
+            {day: count for day, count in counts.items() if day <= last} for counts in (self.num_rows, self.num_covers)
+        )
+        return TableFiles(self.paths[:num_files], self.days[:num_files], num_rows, num_covers)
+
+
+def find_files(data: Path) -> dict[str, TableFiles]:
+    """The files of every table of the log contract.
+
+    Args:
+        data: data root, a folder.
+
+    Raises:
+        MissingPartition: a table has no partition.
+        SchemaMismatch: a file lacks a column or has another type than the log contract says.
+        DataError: a file is no Parquet file.
+    """
+    storage = FolderStorage(data)
+    listed = {table: list_files(storage, table) for table in TABLES}
+    missing = [table for table, files in listed.items() if not files]
+    if missing:
+        raise MissingPartition(
+            f"there is no partition of {', '.join(missing)}",
+            expected="a data root: <table>/dt=YYYY-MM-DD/*.parquet for each of " + ", ".join(TABLES),
+            where=str(data),
+            remedy="name another folder, or make one with `storyrec simulate` or `storyrec import`",
+        )
+    return {table: _read_footers(data, table, files) for table, files in listed.items()}
+
+
+def _read_footers(data: Path, table: str, files: Mapping[date, list[str]]) -> TableFiles:
+    keys = [(day, str(data / key)) for day in sorted(files) for key in files[day]]
+    num_rows, num_covers = dict.fromkeys(sorted(files), 0), dict.fromkeys(sorted(files), 0)
+    seen: list[pa.Schema] = []
+    for day, path in keys:
+        footer = _footer(path)
+        schema = footer.schema.to_arrow_schema()
+        if schema not in seen:
+            conform(schema.empty_table(), TABLES[table], where=path)
+            seen.append(schema)
+        num_rows[day] += footer.num_rows
+        num_covers[day] += _count_covers(footer)
+    return TableFiles(tuple(path for _, path in keys), tuple(day for day, _ in keys), num_rows, num_covers)
+
+
+def _footer(path: str) -> pq.FileMetaData:
+    try:
+        return pq.read_metadata(path)
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise DataError(
+            f"this file is no readable Parquet file: {str(error).splitlines()[0]}",
+            expected="a whole Parquet file",
+            where=path,
+            remedy="write the partition again from its source",
+        ) from error
+
+
+def _count_covers(footer: pq.FileMetaData) -> int:
+    """Covers take nearly all of a catalog's room and are not read: a missing one leaves one value, another 512."""
+    num_values = num_rows = 0
+    for group in map(footer.row_group, range(footer.num_row_groups)):
+        for column in map(group.column, range(group.num_columns)):
+            if column.path_in_schema.split(".")[0] == "cover":
+                num_values += column.num_values
+                num_rows += group.num_rows
+    return round((num_values - num_rows) / (COVER_WIDTH - 1))
