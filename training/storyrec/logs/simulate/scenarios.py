@@ -54,7 +54,9 @@ SCENARIOS: Mapping[str, Scenario] = MappingProxyType(
     {
         "none": NONE,
         "click-rate-shift": Scenario("users click far more readily on the last day", base_shift=2.5),
-        "new-category": Scenario("the last category is new on the last day, with a fifth of the new items", late_category=True),
+        "new-category": Scenario(
+            "the last category is new on the last day, with a fifth of the new items", late_category=True
+        ),
         "late-rows": Scenario("a tenth of the events of the day before the last come with the last", late_rows=True),
         "repeated-rows": Scenario("a tenth of the last day's events come twice", repeated_rows=True),
         "broken-covers": Scenario("covers of the last day have one number too few", broken_covers=True),
