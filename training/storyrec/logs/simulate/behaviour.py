@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from storyrec.logs.simulate.pools import Pools, draw_published
-from storyrec.logs.simulate.truth import CLICK_MODELS, Knobs
+from storyrec.logs.simulate.truth import CLICK_MODELS, Knobs, Shown
 from storyrec.logs.simulate.wants import DAY_US, HOUR_US, NUM_SLOTS, Wants, choose_interests, product_weights
 from storyrec.logs.simulate.world import STORY_INTERESTS, Floats, Ints, World
 
@@ -87,15 +87,14 @@ def simulate_day(
 
     wanted = [wants.at(user_I, shown_us_I, slot=slot) for slot in range(NUM_SLOTS)]
     model = CLICK_MODELS[knobs.click_model]
-    probability_I = model.probability(
-        world,
+    shown = Shown(
         user_I=user_I,
         story_I=story_I,
         request_I=request_I,
         intent_latent_I2Z=np.stack([latent for _, latent, _ in wanted], axis=1),
         intent_strength_I2=np.stack([strength for _, _, strength in wanted], axis=1),
-        knobs=knobs,
     )
+    probability_I = model.probability(world, shown, knobs=knobs)
     product_C = _draw_products(world, wants, pools, click_user_C, clicked_us_C, rng=rng)
     return Day(
         user_I=user_I,

@@ -40,28 +40,28 @@ class Knobs:
     shared_words: bool = False  # True: stories use the products' keywords
 
 
+@dataclass(frozen=True)
+class Shown:
+    """Impressions before anybody clicks.
+
+    Attributes:
+        user_I, story_I: rows of the world, [I].
+        request_I: which impressions were shown together, [I] ascending.
+        intent_latent_I2Z, intent_strength_I2: what the user wants at that time, in two slots.
+    """
+
+    user_I: Ints
+    story_I: Ints
+    request_I: Ints
+    intent_latent_I2Z: Floats
+    intent_strength_I2: Floats
+
+
 class ClickModel(Protocol):
     """How users decide what to click of what they are shown."""
 
-    def probability(
-        self,
-        world: World,
-        *,
-        user_I: Ints,
-        story_I: Ints,
-        request_I: Ints,
-        intent_latent_I2Z: Floats,
-        intent_strength_I2: Floats,
-        knobs: Knobs,
-    ) -> Floats:
-        """The truth of every impression, [I] float32 in (0, 1).
-
-        Args:
-            user_I, story_I: rows of the world.
-            request_I: which impressions were shown together, ascending.
-            intent_latent_I2Z, intent_strength_I2: what the user wants at that time, in two slots.
-            knobs: strengths.
-        """
+    def probability(self, world: World, shown: Shown, *, knobs: Knobs) -> Floats:
+        """The truth of every impression, [I] float32 in (0, 1)."""
 
     def draw(self, probability_I: Floats, *, request_I: Ints, rng: np.random.Generator) -> npt.NDArray[np.bool_]:
         """Which impressions are clicked, [I]."""
@@ -74,27 +74,18 @@ class Independent:
     + taste tanh(taste . e) + source + user's taste for the source + quality + user bias; p = .02 + .96 sigmoid(logit).
     """
 
-    def probability(
-        self,
-        world: World,
-        *,
-        user_I: Ints,
-        story_I: Ints,
-        request_I: Ints,
-        intent_latent_I2Z: Floats,
-        intent_strength_I2: Floats,
-        knobs: Knobs,
-    ) -> Floats:
+    def probability(self, world: World, shown: Shown, *, knobs: Knobs) -> Floats:
         users, traits = world.users, world.traits
+        user_I, story_I = shown.user_I, shown.story_I
         z_IZ = world.stories.latent_NZ[story_I]
         affinity_I = np.zeros(len(story_I), np.float32)
         for j in range(STORY_INTERESTS.stop):
             closeness_I = np.exp(-_squared_distance(z_IZ, users.latent_UJZ[user_I, j]) / 8)
             affinity_I += users.weight_UJ[user_I, j] * closeness_I
         wanted_I = np.zeros(len(story_I), np.float32)
-        for slot in range(intent_latent_I2Z.shape[1]):
-            closeness_I = np.exp(-_squared_distance(z_IZ, intent_latent_I2Z[:, slot]) / 10)
-            wanted_I += intent_strength_I2[:, slot] * closeness_I
+        for slot in range(shown.intent_latent_I2Z.shape[1]):
+            closeness_I = np.exp(-_squared_distance(z_IZ, shown.intent_latent_I2Z[:, slot]) / 10)
+            wanted_I += shown.intent_strength_I2[:, slot] * closeness_I
         liking_I = np.tanh(np.einsum("ie,ie->i", users.taste_UE[user_I], traits.style_NE[story_I]))
         logit_I = (
             knobs.base
@@ -120,27 +111,18 @@ class Choice:
     + quality + user bias; p_i = exp(u_i) / (1 + sum over the list of exp(u)).
     """
 
-    def probability(
-        self,
-        world: World,
-        *,
-        user_I: Ints,
-        story_I: Ints,
-        request_I: Ints,
-        intent_latent_I2Z: Floats,
-        intent_strength_I2: Floats,
-        knobs: Knobs,
-    ) -> Floats:
+    def probability(self, world: World, shown: Shown, *, knobs: Knobs) -> Floats:
         users, traits = world.users, world.traits
+        user_I, story_I = shown.user_I, shown.story_I
         z_IZ = world.stories.latent_NZ[story_I]
         nearest_I = np.full(len(story_I), np.inf, np.float32)
         for j in range(STORY_INTERESTS.stop):
             there_I = users.weight_UJ[user_I, j] > 0
             distance_I = _squared_distance(z_IZ, users.latent_UJZ[user_I, j])
             np.minimum(nearest_I, distance_I, out=nearest_I, where=there_I)
-        for slot in range(intent_latent_I2Z.shape[1]):
+        for slot in range(shown.intent_latent_I2Z.shape[1]):
             # a weak want is a distant one
-            distance_I = _squared_distance(z_IZ, intent_latent_I2Z[:, slot]) / intent_strength_I2[:, slot]
+            distance_I = _squared_distance(z_IZ, shown.intent_latent_I2Z[:, slot]) / shown.intent_strength_I2[:, slot]
             np.minimum(nearest_I, distance_I, out=nearest_I, where=np.full(len(story_I), knobs.intent > 0))
         style_I = np.sqrt(_squared_distance(2 * users.taste_UE[user_I], traits.style_NE[story_I]))
         utility_I = (
@@ -153,7 +135,7 @@ class Choice:
             + knobs.user * users.bias_U[user_I]
         )
         weight_I = np.exp(utility_I.astype(np.float64))
-        list_I = np.unique(request_I, return_inverse=True)[1]
+        list_I = np.unique(shown.request_I, return_inverse=True)[1]
         probability_I: Floats = (weight_I / (1 + np.bincount(list_I, weights=weight_I))[list_I]).astype(np.float32)
         return probability_I
 
