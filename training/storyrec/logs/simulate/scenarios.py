@@ -12,10 +12,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from storyrec.logs.simulate.wants import DAY_US, HOUR_US
 from storyrec.schema import COVER_WIDTH, EVENT_TIME, TABLES
 
-HOUR_US = 3_600_000_000
-DAY_US = 24 * HOUR_US
 EVENTS = ("impressions", "product_clicks")
 
 LATE_SHARE = 0.1
