@@ -336,11 +336,12 @@ def faltering() -> Iterator[tuple[str, list[str]]]:
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             content = picture_bytes(noise(5))
+            known = self.path in asked
+            asked.append(self.path)  # before the answer: its reader looks at once
             self.send_response(200)
             self.send_header("Content-Length", str(len(content)))
             self.end_headers()
-            self.wfile.write(content if self.path in asked else content[:100])
-            asked.append(self.path)
+            self.wfile.write(content if known else content[:100])
 
         def log_message(self, *_: object) -> None:
             pass
