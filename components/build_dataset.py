@@ -14,6 +14,6 @@ def build_dataset(day: str, config_json: str, dataset: dsl.Output[dsl.Dataset]) 
     from storyrec.component import step_process
 
     with step_process("build_dataset", config_json) as config:
-        from storyrec.data.dataset import build_dataset
+        from storyrec.data.build import build_dataset
 
         build_dataset(config, day=date.fromisoformat(day), out=Path(dataset.path))

@@ -19,7 +19,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from storyrec.config import Config
-from storyrec.data.dataset import Dataset, build_dataset
+from storyrec.data.build import build_dataset
+from storyrec.data.dataset import Dataset
 from storyrec.schema import COVER_WIDTH, SOURCES, TABLES, TIMESTAMP
 
 FIRST_DAY = date(2026, 3, 1)

@@ -11,7 +11,7 @@ from builders import planted_config, write_validated
 from deadly_storage import DeadlyStorage
 from storyrec import loop
 from storyrec.config import Config
-from storyrec.data.dataset import build_dataset
+from storyrec.data.build import build_dataset
 from storyrec.finetune import finetune_aden
 from storyrec.pretrain import pretrain_dual
 from storyrec.storage import Storage

@@ -13,7 +13,8 @@ import torch
 
 from builders import planted_config, write_validated
 from storyrec.config import Config
-from storyrec.data.dataset import Dataset, build_dataset
+from storyrec.data.build import build_dataset
+from storyrec.data.dataset import Dataset
 from storyrec.finetune import build_aden
 from storyrec.models.dual import Dual
 from storyrec.pack import pack_bundle

@@ -14,7 +14,7 @@ from builders import planted_config, write_validated
 from storyrec.analysis.analyze import Document, analyze
 from storyrec.analysis.report import JSON, PAGE, print_analysis, render_analysis, write_analysis
 from storyrec.config import Config
-from storyrec.data.dataset import build_dataset
+from storyrec.data.build import build_dataset
 from storyrec.errors import DataError, MissingPartition, SchemaMismatch
 from storyrec.logs.simulate import simulate
 

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from builders import planted_dataset
 from storyrec.data.batches import HOUR_US, make_batch, time_blocks, user_batches
-from storyrec.data.dataset import Dataset, Instances
+from storyrec.data.dataset import Dataset
+from storyrec.data.instances import Instances
 
 
 @pytest.fixture(scope="module")

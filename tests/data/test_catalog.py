@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from storyrec.data.catalog import Catalog, mounted_pairs, newest_rows
+from storyrec.data.catalog import Catalog, covers_of, mounted_pairs, newest_rows
 from storyrec.errors import DataError
 from storyrec.schema import COVER_WIDTH, PRODUCTS, STORIES
 
@@ -24,7 +24,12 @@ def products(*rows: dict[str, Any]) -> pa.Table:
 
 
 def catalog_of(table: pa.Table) -> Catalog:
-    return Catalog.from_table(table, newest_N=newest_rows(table, before_us=2**62))
+    newest_N = newest_rows(table, before_us=2**62)
+    has_cover_R, covers_KV = covers_of(table["cover"])
+    visual_raw_RV = np.zeros((table.num_rows, COVER_WIDTH), np.float16)
+    visual_raw_RV[has_cover_R] = covers_KV
+    visual_raw_NV = np.concatenate([np.zeros((1, COVER_WIDTH), np.float16), visual_raw_RV[newest_N]])
+    return Catalog.from_table(table, newest_N=newest_N, visual_raw_NV=visual_raw_NV)
 
 
 def cover(value: float) -> list[float]:

@@ -8,12 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from builders import FIRST_DAY, planted_config, planted_dataset, write_partition, write_report, write_validated
 from s3_server import S3Server
-from storyrec.data.dataset import Dataset, build_dataset
+from storyrec.data import catalog_parts, parts
+from storyrec.data.build import build_dataset
+from storyrec.data.dataset import Dataset
 from storyrec.errors import DataError, MissingPartition, SchemaMismatch
 from storyrec.features.sequences import DAY_US, midnight_us
 
@@ -188,6 +191,56 @@ def test_the_order_of_rows_in_a_file_does_not_matter(root: Path, tmp_path: Path)
         rows = pq.read_table(path, partitioning=None)
         write_partition(root, "impressions", FIRST_DAY + timedelta(days=day), rows.take(np.arange(len(rows))[::-1]))
     assert build_dataset(planted_config(root), day=LAST_DAY, out=tmp_path / "second").digest == first.digest
+
+
+def test_every_impression_is_an_instance_or_left_out_for_a_reason(root: Path, tmp_path: Path) -> None:
+    path = root / f"validated/impressions/dt={LAST_DAY}/part-0.parquet"
+    rows = pq.read_table(path, partitioning=None)
+    stranger = rows.slice(0, 3).set_column(1, "story_id", pa.array([7, 7, 8], pa.int64()))
+    write_partition(root, "impressions", LAST_DAY, pa.concat_tables([rows, stranger]))
+    dataset = build_dataset(planted_config(root), day=LAST_DAY, out=tmp_path / "dataset")
+    num_days = dataset.windows.training_days + dataset.windows.holdout_days
+    parts = (dataset.train, dataset.validation, dataset.holdout)
+    assert sum(map(len, parts)) + sum(dataset.left_out.values()) == num_days * 40 * 12 + 3
+    assert dataset.left_out["unknown story"] == 3
+    clicked = dataset.train.clicked_B.sum()
+    assert dataset.left_out["non-click that was not drawn"] > 0
+    assert len(dataset.train) == 2 * clicked
+
+
+def test_an_unchanged_dataset_stays_and_a_changed_one_is_made_again(root: Path, tmp_path: Path) -> None:
+    def build(**windows: Any) -> int:
+        build_dataset(planted_config(root, **windows), day=LAST_DAY, out=tmp_path / "dataset")
+        return (tmp_path / "dataset/dataset.json").stat().st_ino
+
+    first = build()
+    assert build() == first
+    assert build(block_hours=24) != first
+    second = build()
+    path = root / f"validated/product_clicks/dt={FIRST_DAY}/part-0.parquet"
+    write_partition(root, "product_clicks", FIRST_DAY, pq.read_table(path, partitioning=None).slice(1))
+    assert build() != second
+
+
+def test_several_files_of_a_day_make_the_same_dataset_as_one(dataset: Dataset, root: Path, tmp_path: Path) -> None:
+    for table in ("stories", "products", "impressions", "product_clicks"):
+        for day in range(5):
+            folder = root / f"validated/{table}/dt={FIRST_DAY + timedelta(days=day)}"
+            rows = pq.read_table(folder / "part-0.parquet", partitioning=None)
+            for number in range(3):
+                pq.write_table(rows.slice(number * 17, 17 if number < 2 else None), folder / f"part-{number}.parquet")
+    assert build_dataset(planted_config(root), day=LAST_DAY, out=tmp_path / "dataset").digest == dataset.digest
+
+
+@pytest.mark.parametrize("small_month_bytes", [0, 2**30])
+def test_months_and_days_make_the_same_dataset(
+    dataset: Dataset, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_month_bytes: int
+) -> None:
+    monkeypatch.setattr(parts, "SMALL_MONTH_BYTES", small_month_bytes)
+    monkeypatch.setattr(catalog_parts, "COVERS_AT_A_TIME", 7)
+    assert build_dataset(planted_config(root), day=LAST_DAY, out=tmp_path / "dataset").digest == dataset.digest
+    periods = {path.name.split(".")[0] for path in (root / "parts/stories").iterdir()}
+    assert len(periods) == (5 if small_month_bytes == 0 else 1)
 
 
 def test_instances_for_another_models_history(dataset: Dataset) -> None:

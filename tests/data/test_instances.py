@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from storyrec.data.instances import Instances, balance, split_by_time, split_impressions
+from storyrec.data.instances import Instances, balance, split_by_time, split_training
 from storyrec.errors import DataError
 
 DAY_US = 86_400_000_000
@@ -71,20 +71,19 @@ def test_impressions_of_a_single_time_cannot_be_split() -> None:
         split_by_time(impressions(np.zeros(5), np.zeros(5)), last_share=0.1)
 
 
-def test_nothing_of_the_held_out_days_trains_or_validates() -> None:
+def test_training_is_balanced_and_validation_is_not() -> None:
     all_of_them = random_impressions()
-    train, validation, holdout = split_impressions(all_of_them, holdout_us=3 * DAY_US, validation_share=0.2, seed=0)
-    assert train.shown_us_B.max() < validation.shown_us_B.min() <= validation.shown_us_B.max() < 3 * DAY_US
-    in_holdout = all_of_them.shown_us_B >= 3 * DAY_US
-    assert holdout.user_ids_B.tolist() == all_of_them.user_ids_B[in_holdout].tolist()
-    later = (all_of_them.shown_us_B >= validation.shown_us_B.min()) & ~in_holdout
+    train, validation = split_training(all_of_them, validation_share=0.2, seed=0)
+    assert train.shown_us_B.max() < validation.shown_us_B.min()
+    later = all_of_them.shown_us_B >= validation.shown_us_B.min()
     assert validation.user_ids_B.tolist() == all_of_them.user_ids_B[later].tolist(), "at its natural click rate"
     earlier_clicks = all_of_them.clicked_B & (all_of_them.shown_us_B < validation.shown_us_B.min())
     assert train.user_ids_B[train.clicked_B].tolist() == all_of_them.user_ids_B[earlier_clicks].tolist()
+    assert train.clicked_B.mean() == 0.5
 
 
 @pytest.mark.parametrize("label", [0, 1])
 def test_training_needs_both_classes(label: int) -> None:
     some = impressions(np.arange(10) * DAY_US // 4, np.full(10, label))
     with pytest.raises(DataError, match="clicked and non-clicked"):
-        split_impressions(some, holdout_us=2 * DAY_US, validation_share=0.2, seed=0)
+        split_training(some, validation_share=0.2, seed=0)

@@ -11,7 +11,8 @@ import torch
 
 from builders import planted_config, write_validated
 from storyrec.config import Config, update_config
-from storyrec.data.dataset import Dataset, build_dataset
+from storyrec.data.build import build_dataset
+from storyrec.data.dataset import Dataset
 from storyrec.errors import DataError, ModelError
 from storyrec.experiments.matching import evaluate_matching, raw_covers, title_and_cover
 from storyrec.export import load_trained_extractors

@@ -24,7 +24,7 @@ from torch import nn
 from builders import FIRST_DAY, write_validated
 from s3_server import S3Server
 from storyrec.config import Config, save_config
-from storyrec.data.dataset import build_dataset
+from storyrec.data.build import build_dataset
 from storyrec.errors import ConfigError, MissingPartition, StorageError
 from storyrec.features import embed
 from storyrec.features.covers import TRIED, PictureCounts, list_broken_covers, read_covers

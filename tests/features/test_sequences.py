@@ -7,7 +7,7 @@ import pyarrow as pa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from storyrec.features.sequences import DAY_US, ClickLog, history_start_us, midnight_us
+from storyrec.features.sequences import DAY_US, ClickLog, event_order, history_start_us, midnight_us
 from storyrec.schema import IMPRESSIONS, PRODUCT_CLICKS, Domain
 
 # few users and few times, so that ties and empty sequences are common
@@ -86,3 +86,15 @@ def test_history_starts_at_a_midnight() -> None:
     midnight = midnight_us(date(2026, 3, 9))
     assert history_start_us(np.array([noon, midnight]), history_days=7).tolist() == [midnight_us(date(2026, 3, 2))] * 2
     assert midnight_us(date(1970, 1, 2)) == DAY_US
+
+
+@given(
+    rows=st.lists(st.tuples(USERS, TIMES, st.integers(1, 3), st.booleans()), max_size=30),
+    first_user=st.sampled_from([0, 2**62]),
+    unit_us=st.sampled_from([1, 2**58]),
+)
+def test_event_order_is_that_of_lexsort(rows: list[tuple[int, int, int, bool]], first_user: int, unit_us: int) -> None:
+    users, times, items, flags = np.array(rows, np.int64).reshape(-1, 4).T
+    users, times = users * (first_user // 8 + 1), times * unit_us
+    expected = np.lexsort((flags, items, times, users))
+    assert event_order(users, times, items, flags.astype(bool)).tolist() == expected.tolist()

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from srd_source import PIECES, Shown, course, cover, pair, second, title, write, write_vocabulary
 from storyrec import cli
 from storyrec.config import Config
-from storyrec.data.dataset import build_dataset
+from storyrec.data.build import build_dataset
 from storyrec.errors import EXIT_CODE, DataError
 from storyrec.features.titles import train_vocabulary
 from storyrec.logs.srd import MARKER, import_srd

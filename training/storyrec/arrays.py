@@ -1,16 +1,46 @@
-"""Dataclasses of arrays as .npy files, one a field: `<name>.<field>.npy`; texts as JSON."""
+"""Dataclasses of arrays as .npy files, one a field: `<name>.<field>.npy`; texts as Arrow files."""
 
-import json
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, overload
 
 import numpy as np
 import numpy.typing as npt
-
-from storyrec.storage import write_file
+import pyarrow as pa
 
 Record = TypeVar("Record")
+
+
+class Texts(Sequence[str]):
+    """Millions of texts that need not be in memory: an Arrow array as a sequence; `pa.array` takes it as it is."""
+
+    def __init__(self, column: pa.StringArray) -> None:
+        self.column = column
+
+    def __len__(self) -> int:
+        return len(self.column)
+
+    @overload
+    def __getitem__(self, place: int) -> str: ...
+    @overload
+    def __getitem__(self, place: slice) -> "Texts": ...
+    def __getitem__(self, place: int | slice) -> "str | Texts":
+        if isinstance(place, slice):
+            return Texts(self.column[place])
+        text: str = self.column[int(place)].as_py()
+        return text
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.column.to_pylist())
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Texts) and self.column.equals(other.column)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __arrow_array__(self, type: pa.DataType | None = None) -> pa.Array:
+        return self.column if type is None else self.column.cast(type)
 
 
 def array_fields(record: Any) -> list[tuple[str, npt.NDArray[Any]]]:
@@ -19,14 +49,16 @@ def array_fields(record: Any) -> list[tuple[str, npt.NDArray[Any]]]:
     return [(name, value) for name, value in named if isinstance(value, np.ndarray)]
 
 
-def save_record(record: Any, folder: Path, *, name: str) -> None:
-    """Write every field of a dataclass, each an array or a list of texts."""
+def save_record(record: Any, folder: Path, *, name: str, without: Collection[str] = ()) -> None:
+    """Write the fields of a dataclass, each an array or a sequence of texts; some may be there already."""
     for field in fields(record):
+        if field.name in without:
+            continue
         value = getattr(record, field.name)
         if isinstance(value, np.ndarray):
             np.save(folder / f"{name}.{field.name}.npy", value, allow_pickle=False)
         else:
-            write_file(folder / f"{name}.{field.name}.json", json.dumps(list(value)).encode())
+            write_table(folder / f"{name}.{field.name}.arrow", pa.table({"text": pa.array(value, pa.string())}))
 
 
 def load_record(kind: type[Record], folder: Path, *, name: str) -> Record:
@@ -37,12 +69,28 @@ def load_record(kind: type[Record], folder: Path, *, name: str) -> Record:
     """
     values: dict[str, Any] = {}
     for field in fields(kind):  # type: ignore[arg-type]
-        text = folder / f"{name}.{field.name}.json"
-        if text.exists():
-            values[field.name] = json.loads(text.read_bytes())
+        texts = folder / f"{name}.{field.name}.arrow"
+        if texts.exists():
+            (column,) = load_table(texts).combine_chunks().columns
+            values[field.name] = Texts(column.chunk(0) if column.num_chunks else pa.array([], pa.string()))
         else:
             values[field.name] = load_array(folder / f"{name}.{field.name}.npy")
     return kind(**values)
+
+
+def write_table(path: Path, table: pa.Table) -> None:
+    """Write an Arrow file."""
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
+
+
+def load_table(path: Path) -> pa.Table:
+    """A memory-mapped Arrow file.
+
+    Raises:
+        OSError, ValueError: it is missing or no such file.
+    """
+    return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
 
 
 def load_array(path: Path) -> npt.NDArray[Any]:

@@ -283,7 +283,7 @@ def features_compare(
 @app.command()
 def build_dataset(day: DayOption, out: OutOption, config: ConfigOption = None) -> None:
     """Turn validated logs into the arrays that training and evaluation read."""
-    from storyrec.data.dataset import build_dataset
+    from storyrec.data.build import build_dataset
 
     build_dataset(load_config(config), day=parse_day(day), out=out)
 

@@ -17,7 +17,8 @@ from storyrec.bundle import Bundle
 from storyrec.config import Config
 from storyrec.data.batches import make_batch
 from storyrec.data.catalog import Catalog
-from storyrec.data.dataset import Dataset, Instances
+from storyrec.data.dataset import Dataset
+from storyrec.data.instances import Instances
 from storyrec.logs.partitions import list_days, read_partition
 from storyrec.metrics import Booleans, Floats, per_user_auc, summarize
 from storyrec.progress import Tracker, track

@@ -18,8 +18,10 @@ import torch
 from storyrec.bundle import ADEN, Bundle
 from storyrec.config import Config
 from storyrec.data.batches import HOUR_US, Batch, make_batch
+from storyrec.data.build import build_dataset
 from storyrec.data.catalog import Catalog
-from storyrec.data.dataset import Dataset, Instances, build_dataset
+from storyrec.data.dataset import Dataset
+from storyrec.data.instances import Instances
 from storyrec.errors import DataError, ModelError
 from storyrec.examples import deployed_bundle
 from storyrec.features.sequences import ClickLog

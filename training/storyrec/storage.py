@@ -12,6 +12,7 @@ import shutil
 import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,6 +26,14 @@ LOST_CONDITION = ("PreconditionFailed", "ConditionalRequestConflict", "NoSuchKey
 """How S3 says that a conditional write lost; a missing bucket is none of these."""
 
 
+@dataclass(frozen=True)
+class Stamp:
+    """What a listing says of an object; another one after each write."""
+
+    num_bytes: int
+    tag: str
+
+
 class Storage(ABC):
     """Objects below one folder or prefix, named by keys with forward slashes."""
 
@@ -33,6 +42,10 @@ class Storage(ABC):
     @abstractmethod
     def list(self, prefix: str = "") -> list[str]:
         """All keys that start with `prefix`, sorted; temporary files are no keys."""
+
+    @abstractmethod
+    def stamps(self, prefix: str = "") -> dict[str, Stamp]:
+        """The stamp of every key that `list` gives."""
 
     @abstractmethod
     def read(self, key: str) -> bytes:
@@ -61,6 +74,10 @@ class Storage(ABC):
     @abstractmethod
     def exists(self, key: str) -> bool:
         """Whether there is an object with this key."""
+
+    def sha256(self, key: str) -> str:
+        """SHA-256 of the bytes of an object."""
+        return hashlib.sha256(self.read(key)).hexdigest()
 
     def upload(self, folder: Path, prefix: str, *, last: str) -> None:
         """Put every file of a folder below `prefix`; the file named `last` goes last."""
@@ -92,6 +109,16 @@ class FolderStorage(Storage):
             return []
         paths = (path.relative_to(self.folder) for path in base.rglob("*") if path.is_file())
         return sorted(path.as_posix() for path in paths if path.as_posix().startswith(prefix) and not _is_hidden(path))
+
+    def stamps(self, prefix: str = "") -> dict[str, Stamp]:
+        found = {}
+        for key in self.list(prefix):
+            try:
+                stat = (self.folder / key).stat()
+            except OSError as error:
+                raise _file_error("read", self.folder / key, error) from error
+            found[key] = Stamp(stat.st_size, f"{stat.st_mtime_ns}-{stat.st_ino}-{stat.st_size}")
+        return found
 
     def read(self, key: str) -> bytes:
         found = self.read_versioned(key)
@@ -130,13 +157,7 @@ class FolderStorage(Storage):
     @contextlib.contextmanager
     def _lock(self, key: str) -> Iterator[None]:
         path = self.folder / key
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            lock = path.with_name(f".{path.name}.lock").open("w")  # the kernel frees it if we are killed
-        except OSError as error:
-            raise _file_error("lock", path, error) from error
-        with lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with one_writer(path.with_name(f".{path.name}.lock")):
             yield
 
 
@@ -151,12 +172,16 @@ class S3Storage(Storage):
             self._client = open_s3(endpoint)
 
     def list(self, prefix: str = "") -> list[str]:
+        return list(self.stamps(prefix))
+
+    def stamps(self, prefix: str = "") -> dict[str, Stamp]:
         with self._errors("list", prefix):
             pages = self._client.get_paginator("list_objects_v2").paginate(
                 Bucket=self.bucket, Prefix=self._name(prefix)
             )
-            names = [entry["Key"] for page in pages for entry in page.get("Contents", [])]
-        return sorted(name[len(self._name("")) :] for name in names)
+            entries = [entry for page in pages for entry in page.get("Contents", [])]
+        start = len(self._name(""))
+        return {e["Key"][start:]: Stamp(e["Size"], e["ETag"]) for e in sorted(entries, key=lambda e: e["Key"])}
 
     def read(self, key: str) -> bytes:
         found = self.read_versioned(key)
@@ -282,6 +307,23 @@ def write_file(path: Path, content: bytes) -> None:
             with contextlib.suppress(OSError):
                 os.unlink(temporary)
         raise _file_error("write", path, error) from error
+
+
+@contextlib.contextmanager
+def one_writer(path: Path) -> Iterator[None]:
+    """Wait until no other process holds this lock file, and hold it; the kernel frees it if we are killed.
+
+    Raises:
+        StorageError: the disk is full or the folder refuses.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = path.open("w")
+    except OSError as error:
+        raise _file_error("lock", path, error) from error
+    with lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 @contextlib.contextmanager

@@ -5,9 +5,9 @@ Suffixes: C = clicks, M = pairs.
 
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
-from datetime import date, timedelta
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from datetime import date
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
@@ -16,24 +16,21 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from storyrec.arrays import array_fields, load_array, load_record, save_record
-from storyrec.config import Config
-from storyrec.data.catalog import Catalog, mounted_pairs, read_catalog
-from storyrec.data.instances import Instances, split_impressions
-from storyrec.data.validated import ValidatedLogs
-from storyrec.data.windows import ResolvedWindows, resolve_windows
+from storyrec.arrays import load_array, load_record, save_record
+from storyrec.data.catalog import Catalog
+from storyrec.data.instances import Instances
+from storyrec.data.windows import ResolvedWindows
 from storyrec.errors import DataError
-from storyrec.features.sequences import ClickLog, midnight_us
-from storyrec.features.titles import Vocabulary, train_vocabulary
-from storyrec.progress import track
-from storyrec.schema import Domain
-from storyrec.storage import open_storage, write_file, write_folder
-
-__all__ = ["Dataset", "Instances", "ResolvedWindows", "build_dataset"]
+from storyrec.features.sequences import ClickLog
+from storyrec.features.titles import Vocabulary
+from storyrec.storage import write_file, write_folder
 
 Int64s = npt.NDArray[np.int64]
 
-FORMAT = 2
+FORMAT = 3
+SUMMARY, VOCABULARY = "dataset.json", "vocabulary.json"
+BLOCK_BYTES = 2**22
+TEXTS_AT_A_TIME = 100_000
 
 
 @dataclass(frozen=True)
@@ -54,7 +51,9 @@ class Dataset:
         train: every click of the training days and as many sampled non-clicks.
         validation: the last impressions of the training days, at their natural click rate.
         holdout: all impressions of the held-out days.
-        digest: SHA-256 of all this.
+        left_out: impressions of the training and held-out days that are in no part, by the reason.
+        made_of: SHA-256 of the files and settings it was made of.
+        digest: SHA-256 of all but the last two.
     """
 
     day: date
@@ -72,17 +71,19 @@ class Dataset:
     train: Instances
     validation: Instances
     holdout: Instances
+    left_out: Mapping[str, int]
+    made_of: str
     digest: str
 
     def save(self, folder: Path) -> None:
         """Write the dataset as a folder that appears whole; dataset.json is written last."""
         with write_folder(folder) as temporary:
-            for name in _RECORDS:
+            for name in RECORDS:
                 save_record(getattr(self, name), temporary, name=name)
-            for name in _ARRAYS:
+            for name in ARRAYS:
                 np.save(temporary / f"{name}.npy", getattr(self, name), allow_pickle=False)
-            self.vocabulary.save(temporary / "vocabulary.json")
-            write_file(temporary / "dataset.json", json.dumps(self.summary(), indent=2).encode())
+            self.vocabulary.save(temporary / VOCABULARY)
+            write_file(temporary / SUMMARY, json.dumps(self.summary(), indent=2).encode())
 
     @classmethod
     def load(cls, folder: Path) -> "Dataset":
@@ -92,18 +93,20 @@ class Dataset:
             DataError: the folder is no dataset, or a file of it is missing or broken.
         """
         try:
-            summary = json.loads((folder / "dataset.json").read_bytes())
+            summary = json.loads((folder / SUMMARY).read_bytes())
             if summary["format"] != FORMAT:
                 raise ValueError(f"format {summary['format']} instead of {FORMAT}")
             windows = summary["windows"] | {"reasons": tuple(summary["windows"]["reasons"])}
-            arrays: dict[str, Any] = {name: load_array(folder / f"{name}.npy") for name in _ARRAYS}
+            arrays: dict[str, Any] = {name: load_array(folder / f"{name}.npy") for name in ARRAYS}
             return cls(
                 day=date.fromisoformat(summary["day"]),
                 windows=ResolvedWindows(**windows),
                 sequence_length=summary["sequence_length"],
-                vocabulary=Vocabulary.load(folder / "vocabulary.json"),
+                vocabulary=Vocabulary.load(folder / VOCABULARY),
+                left_out=summary["left_out"],
+                made_of=summary["made_of"],
                 digest=summary["digest"],
-                **{name: load_record(kind, folder, name=name) for name, kind in _RECORDS.items()},
+                **{name: load_record(kind, folder, name=name) for name, kind in RECORDS.items()},
                 **arrays,
             )
         except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
@@ -155,95 +158,53 @@ class Dataset:
                 "validation": len(self.validation),
                 "holdout": len(self.holdout),
             },
+            "left_out": dict(self.left_out),
+            "made_of": self.made_of,
             "digest": self.digest,
         }
 
 
-def build_dataset(config: Config, *, day: date, out: Path) -> Dataset:
-    """Step: turn the validated logs up to a day into the arrays that training and evaluation read.
+class Digest:
+    """SHA-256 of a dataset's content, in a fixed order."""
 
-    Args:
-        config: `locations.work` holds the validated logs; `windows`, `features` and seeds are settings.
-        day: the last held-out day.
-        out: the folder to write.
+    def __init__(self, *, day: date, windows: ResolvedWindows, sequence_length: int, vocabulary: Vocabulary) -> None:
+        numbers = asdict(replace(windows, reasons=()))  # the same numbers are the same, why ever they are so
+        self._digest = hashlib.sha256(
+            json.dumps((day.isoformat(), numbers, sequence_length, vocabulary.words)).encode()
+        )
 
-    Raises:
-        MissingPartition: the day is not validated or was stopped.
-        DataError: there is nothing to train on.
-    """
-    storage = open_storage(config.locations.work, s3_endpoint=config.locations.s3_endpoint)
-    with track("build_dataset", total=5) as progress:
-        logs = ValidatedLogs(storage, day=day)
-        windows = resolve_windows(
-            day=day,
-            days=logs.days,
-            count=logs.count,
-            num_time_blocks=config.model.num_time_blocks,
-            **config.windows.model_dump(),
-        )
-        holdout_start, history_start = windows.holdout_start(day), windows.history_start(day)
-        progress.advance(note="catalogs")
-        story_log = read_catalog(logs, "stories", holdout_start=holdout_start)
-        product_log = read_catalog(logs, "products", holdout_start=holdout_start)
-        vocabulary = train_vocabulary(
-            [*story_log.earlier["title"].to_pylist(), *product_log.earlier["title"].to_pylist()],
-            size=config.features.vocabulary_size,
-            min_count=config.features.min_word_count,
-        )
-        products = product_log.catalog
-        all_pairs_M2, pairs_M2 = (
-            mounted_pairs(
-                rows, story_catalog=story_log.catalog, product_catalog=products, products_before_us=midnight_us(end)
-            )
-            for rows, end in ((story_log.newest, day + timedelta(days=1)), (story_log.earlier, holdout_start))
-        )
-        stories = story_log.catalog.with_mounted_categories(all_pairs_M2, products=products)
-        is_new_M = stories.published_us_N[all_pairs_M2[:, 0]] >= midnight_us(holdout_start)
-        progress.advance(note="clicks")
-        story_clicks = ClickLog.from_table(logs.impressions(since=history_start), Domain.STORY)
-        product_clicks = ClickLog.from_table(logs.read("product_clicks", since=history_start).table, Domain.PRODUCT)
-        progress.advance(note="instances")
-        parts = split_impressions(
-            Instances.from_table(logs.impressions(since=windows.training_start(day)), stories=stories),
-            holdout_us=midnight_us(holdout_start),
-            validation_share=windows.validation_share,
-            seed=config.aden.seed,
-        )
-        train, validation, holdout = (
-            part.with_sequences(
-                story_clicks=story_clicks,
-                product_clicks=product_clicks,
-                history_days=windows.history_days,
-                length=config.features.sequence_length,
-            )
-            for part in parts
-        )
-        dataset = Dataset(
-            day=day,
-            windows=windows,
-            sequence_length=config.features.sequence_length,
-            stories=stories,
-            products=products,
-            vocabulary=vocabulary,
-            story_clicks=story_clicks,
-            product_clicks=product_clicks,
-            story_click_rows_C=stories.rows(story_clicks.item_ids_C),
-            product_click_rows_C=products.rows(product_clicks.item_ids_C),
-            pairs_M2=pairs_M2,
-            holdout_pairs_M2=all_pairs_M2[is_new_M],
-            train=train,
-            validation=validation,
-            holdout=holdout,
-            digest="",
-        )
-        dataset = replace(dataset, digest=_digest(dataset))
-        progress.advance(note="writing")
-        dataset.save(out)
-        progress.advance()
-    return dataset
+    def of_folder(self, folder: Path) -> str:
+        """Add the arrays and titles in a dataset's folder, block by block."""
+        for name, kind in RECORDS.items():
+            for field in fields(kind):
+                self._add_array(folder, f"{name}.{field.name}", name=f"{name}.{field.name}")
+        for name in ARRAYS:
+            self._add_array(folder, name, name=f"{name}.")
+        for name in ("stories", "products"):
+            self._add_texts(load_record(Catalog, folder, name=name).titles)
+        return self._digest.hexdigest()
+
+    def _add_array(self, folder: Path, file: str, *, name: str) -> None:
+        path = folder / f"{file}.npy"
+        if not path.exists():  # texts
+            return
+        array = np.load(path, mmap_mode="r")
+        self._digest.update(f"{name} {array.dtype} {array.shape}".encode())
+        with path.open("rb") as content:
+            content.seek(array.offset)
+            while block := content.read(BLOCK_BYTES):
+                self._digest.update(block)
+
+    def _add_texts(self, texts: Sequence[str]) -> None:
+        """As one JSON list."""
+        between = "["
+        for start in range(0, len(texts), TEXTS_AT_A_TIME):
+            self._digest.update((between + json.dumps(list(texts[start : start + TEXTS_AT_A_TIME]))[1:-1]).encode())
+            between = ", "
+        self._digest.update(b"]")
 
 
-_RECORDS: Mapping[str, type] = MappingProxyType(
+RECORDS: Mapping[str, type] = MappingProxyType(
     {
         "stories": Catalog,
         "products": Catalog,
@@ -254,19 +215,4 @@ _RECORDS: Mapping[str, type] = MappingProxyType(
         "holdout": Instances,
     }
 )
-_ARRAYS = ("story_click_rows_C", "product_click_rows_C", "pairs_M2", "holdout_pairs_M2")
-
-
-def _digest(dataset: Dataset) -> str:
-    """SHA-256 of the content, in a fixed order."""
-    windows = asdict(replace(dataset.windows, reasons=()))  # the same numbers are the same, why ever they are so
-    settings = (dataset.day.isoformat(), windows, dataset.sequence_length, dataset.vocabulary.words)
-    digest = hashlib.sha256(json.dumps(settings).encode())
-    for name in (*_RECORDS, *_ARRAYS):
-        value = getattr(dataset, name)
-        for field, array in array_fields(value) if name in _RECORDS else [("", value)]:
-            digest.update(f"{name}.{field} {array.dtype} {array.shape}".encode())
-            digest.update(np.ascontiguousarray(array).data)
-    for catalog in (dataset.stories, dataset.products):
-        digest.update(json.dumps(list(catalog.titles)).encode())
-    return digest.hexdigest()
+ARRAYS = ("story_click_rows_C", "product_click_rows_C", "pairs_M2", "holdout_pairs_M2")

@@ -7,11 +7,11 @@ from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 
 from storyrec.data.catalog import Catalog
+from storyrec.data.events import Impressions
 from storyrec.errors import DataError
-from storyrec.features.sequences import DAY_US, ClickLog, history_start_us, to_int64
+from storyrec.features.sequences import DAY_US, ClickLog, history_start_us
 
 Int64s = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
@@ -40,16 +40,13 @@ class Instances:
     product_stop_B: Int64s
 
     @classmethod
-    def from_table(cls, impressions: pa.Table, *, stories: Catalog) -> "Instances":
+    def of(cls, impressions: Impressions, *, stories: Catalog) -> "Instances":
         """All impressions of stories that the catalog knows; their sequences are still empty."""
-        story_rows_B = stories.rows(to_int64(impressions["story_id"]))
-        user_ids_B, shown_us_B = to_int64(impressions["user_id"]), to_int64(impressions["shown_at"])
-        clicked_B = np.asarray(impressions["clicked"].to_numpy(), bool)
-        # an order that does not depend on the files'; draws among the rows then never do
-        order_B = np.lexsort((clicked_B, story_rows_B, shown_us_B, user_ids_B))
-        order_B = order_B[story_rows_B[order_B] > 0]
-        zeros_B = np.zeros(len(order_B), np.int64)
-        parts = (user_ids_B[order_B], story_rows_B[order_B], shown_us_B[order_B], clicked_B[order_B])
+        story_rows_B = stories.rows(impressions.story_ids_B)
+        known_B = story_rows_B > 0
+        some = impressions.take(known_B)
+        zeros_B = np.zeros(len(some), np.int64)
+        parts = (some.user_ids_B, story_rows_B[known_B], some.shown_us_B, some.clicked_B)
         return cls(*parts, zeros_B, zeros_B, zeros_B, zeros_B)
 
     def __len__(self) -> int:
@@ -84,22 +81,18 @@ class Instances:
         )
 
 
-def split_impressions(
-    impressions: Instances, *, holdout_us: int, validation_share: float, seed: int
-) -> tuple[Instances, Instances, Instances]:
-    """Training (balanced), validation and held-out impressions (both at their natural click rate).
+def split_training(impressions: Instances, *, validation_share: float, seed: int) -> tuple[Instances, Instances]:
+    """Training (balanced) and validation (at the natural click rate).
 
     Args:
-        impressions: of the training and the held-out days.
-        holdout_us: where the held-out days begin, epoch microseconds UTC.
-        validation_share: about how much of the training days validates: their last impressions.
+        impressions: of the training days.
+        validation_share: about how much of them validates: their last impressions.
         seed: of the draw of training's non-clicked impressions.
 
     Raises:
         DataError: training would hold one class only, or nothing.
     """
-    is_holdout_B = impressions.shown_us_B >= holdout_us
-    training, validation = split_by_time(impressions.take(~is_holdout_B), last_share=validation_share)
+    training, validation = split_by_time(impressions, last_share=validation_share)
     training = balance(training, seed=seed)
     num_clicked = int(training.clicked_B.sum())
     if num_clicked in (0, len(training)):
@@ -109,7 +102,7 @@ def split_impressions(
             where="validated/impressions",
             remedy="set a larger windows.training_days, or run a later day",
         )
-    return training, validation, impressions.take(is_holdout_B)
+    return training, validation
 
 
 def split_by_time(instances: Instances, *, last_share: float) -> tuple[Instances, Instances]:

@@ -169,6 +169,8 @@ def _prepare(
         num_days=settings["num_days"],
         first_day=date.fromisoformat(settings["first_day"]),
         seed=settings["seed"],
+        preset=settings["preset"],
+        scenario=settings["scenario"],
         knobs=Knobs(**{**settings["knobs"], **placebo.knobs}),
     )
     return prepare(config, data=folder / "marketplace" / "logs", root=folder)

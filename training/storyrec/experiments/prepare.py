@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from storyrec.config import Config, update_config
+from storyrec.data.build import build_dataset
 from storyrec.data.catalog import Catalog
-from storyrec.data.dataset import Dataset, build_dataset
+from storyrec.data.dataset import Dataset
 from storyrec.errors import ConfigError, DataError, MissingPartition
 from storyrec.experiments.claims import claim
 from storyrec.features.embed import embed_covers

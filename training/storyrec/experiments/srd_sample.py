@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 import torch
 
 from storyrec.config import Config, update_config
-from storyrec.data.catalog import Catalog, newest_rows
+from storyrec.data.catalog import Catalog, covers_of, newest_rows
 from storyrec.device import training_device
 from storyrec.errors import DataError
 from storyrec.experiments.srd_statistics import describe_sample
@@ -37,7 +37,7 @@ from storyrec.pair_stage import PairStage
 from storyrec.pairs import Mounts, split_pairs
 from storyrec.pretrain import build_dual, read_schedule
 from storyrec.progress import track
-from storyrec.schema import Domain
+from storyrec.schema import COVER_WIDTH, Domain
 from storyrec.storage import write_file
 
 Floats = npt.NDArray[np.float32]
@@ -292,4 +292,9 @@ def _read_catalog(folder: Path) -> Catalog:
     table = pa.concat_tables(
         pq.read_table(path, partitioning=None) for path in sorted(folder.glob("dt=*/*.parquet"))
     )  # fmt: skip
-    return Catalog.from_table(table, newest_N=newest_rows(table, before_us=LAST_MICROSECOND))
+    newest_N = newest_rows(table, before_us=LAST_MICROSECOND)
+    has_cover_R, covers_KV = covers_of(table["cover"])
+    visual_raw_RV = np.zeros((table.num_rows, COVER_WIDTH), np.float16)
+    visual_raw_RV[has_cover_R] = covers_KV
+    visual_raw_NV = np.concatenate([np.zeros((1, COVER_WIDTH), np.float16), visual_raw_RV[newest_N]])
+    return Catalog.from_table(table, newest_N=newest_N, visual_raw_NV=visual_raw_NV)

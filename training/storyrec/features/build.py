@@ -25,7 +25,6 @@ from storyrec.features.partitions import (
     Marker,
     delete_marker,
     midnight,
-    one_writer,
     read_clicks,
     read_marker,
     read_markers,
@@ -42,7 +41,7 @@ from storyrec.features.sequences import DAY_US, ClickLog
 from storyrec.logs.partitions import day_number
 from storyrec.progress import Tracker, track
 from storyrec.schema import Domain
-from storyrec.storage import FolderStorage, Storage
+from storyrec.storage import FolderStorage, Storage, one_writer
 
 __all__ = ["FeaturesBuilt", "FeaturesMaterialized", "build_features", "compare_sequences", "materialize_features"]
 

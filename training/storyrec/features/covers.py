@@ -165,19 +165,27 @@ def write_manifest(storage: Storage, manifest: CoverManifest) -> None:
     storage.write(_manifest_key(manifest.day), json.dumps(asdict(manifest), indent=2, default=str).encode())
 
 
+def list_covers(storage: Storage, table: str, *, day: date) -> tuple[str, dict[date, list[str]]]:
+    """The files of a table's days up to one, by the network of the newest manifest up to then, and their prefix."""
+    keys = storage.list(f"{COVERS}dt=")
+    days = {date.fromisoformat(key.removeprefix(f"{COVERS}dt=").removesuffix(".json")) for key in keys}
+    days = {d for d in days if d <= day}
+    manifest = read_manifest(storage, max(days)) if days else None
+    if manifest is None:
+        return COVERS, {}
+    prefix = f"{COVERS}{manifest.network}/"
+    files = list_files(storage, table, prefix=prefix)
+    return prefix, {d: files[d] for d in files if d in days}
+
+
 def read_covers(storage: Storage, table: str, *, day: date) -> Partitions:
     """All outcomes of a table's days up to one, by the network of the newest manifest up to then.
 
     Raises:
         DataError: a file of them cannot be read.
     """
-    keys = storage.list(f"{COVERS}dt=")
-    days = {date.fromisoformat(key.removeprefix(f"{COVERS}dt=").removesuffix(".json")) for key in keys}
-    days = {d for d in days if d <= day}
-    manifest = read_manifest(storage, max(days)) if days else None
-    files = list_files(storage, table, prefix=f"{COVERS}{manifest.network}/") if manifest else {}
-    whole = days.intersection(files)
-    outcomes = read_days(storage, table, whole, files=files, schema=OUTCOMES)
+    prefix, files = list_covers(storage, table, day=day)
+    outcomes = read_days(storage, table, files, prefix=prefix, files=files, schema=OUTCOMES)
     for problem in outcomes.problems.values():
         raise problem
     return outcomes

@@ -32,12 +32,12 @@ from storyrec.features.covers import (
     write_manifest,
     write_outcomes,
 )
-from storyrec.features.partitions import one_writer, require_validated, validated_days, work_folder
+from storyrec.features.partitions import require_validated, validated_days, work_folder
 from storyrec.features.picture_files import PictureFiles
 from storyrec.features.pictures import BrokenPicture, UInt8s, decode_picture
 from storyrec.logs.known import CATALOG_IDS
 from storyrec.progress import Tracker, track
-from storyrec.storage import FolderStorage, Storage
+from storyrec.storage import FolderStorage, Storage, one_writer
 
 NUM_READERS = 4
 PART_SIZE = 1_024

@@ -6,11 +6,9 @@ Below locations.work:
     features/dt=D.json                          the marker, written last
 """
 
-import contextlib
-import fcntl
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from datetime import UTC, date, datetime, time
 from pathlib import Path
@@ -18,7 +16,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from storyrec.errors import ConfigError, DayStopped, MissingPartition, StorageError
+from storyrec.errors import ConfigError, DayStopped, MissingPartition
 from storyrec.features.events import VIEWS, log_from_table, log_table
 from storyrec.features.sequences import ClickLog
 from storyrec.logs.partitions import VALIDATED, missing_partition, read_days
@@ -183,23 +181,6 @@ def work_folder(work: str) -> Path:
             remedy="set it to a folder; logs and registry may stay in S3",
         )
     return Path(work.removeprefix("file://")).resolve()
-
-
-@contextlib.contextmanager
-def one_writer(path: Path) -> Iterator[None]:
-    """Wait until no other process holds this lock file, and hold it; the kernel frees it if we are killed."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock = path.open("w")
-    except OSError as error:
-        raise StorageError(
-            f"cannot lock this path: {error.strerror or error}",
-            where=str(path),
-            remedy="free space on the disk or correct the folder's permissions, then run the same command again",
-        ) from error
-    with lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
 
 
 def midnight(day: date) -> datetime:

@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 from storyrec.schema import TIMESTAMP, Domain
 
 DAY_US = 86_400_000_000
+QUERIES_AT_A_TIME = 262_144
 _COLUMNS = {Domain.STORY: ("story_id", "shown_at"), Domain.PRODUCT: ("product_id", "clicked_at")}
 
 Int64s = npt.NDArray[np.int64]
@@ -40,7 +41,7 @@ class ClickLog:
     @classmethod
     def from_arrays(cls, user_ids_C: Int64s, item_ids_C: Int64s, clicked_us_C: Int64s) -> "ClickLog":
         """Sort clicks that come in any order."""
-        order_C = np.lexsort((item_ids_C, clicked_us_C, user_ids_C))
+        order_C = event_order(user_ids_C, clicked_us_C, item_ids_C)
         return cls(user_ids_C[order_C], item_ids_C[order_C], clicked_us_C[order_C])
 
     @classmethod
@@ -75,36 +76,68 @@ class ClickLog:
             user) where there is no click.
         """
         user_ids_B = np.asarray(user_ids_B, np.int64)
-        if not len(self):
-            return np.zeros(user_ids_B.shape, np.int64), np.zeros(user_ids_B.shape, np.int64)
-        user_rows_B = np.minimum(np.searchsorted(self._users_U, user_ids_B), len(self._users_U) - 1)
-        known_B = self._users_U[user_rows_B] == user_ids_B
-        stop_B = np.where(known_B, self._position(user_rows_B, before_us_B), 0)
-        first_B = np.where(known_B, self._position(user_rows_B, since_us_B), 0)
-        return np.minimum(np.maximum(first_B, stop_B - length), stop_B), stop_B
+        before_us_B, since_us_B = (np.broadcast_to(us, user_ids_B.shape) for us in (before_us_B, since_us_B))
+        start_B, stop_B = np.zeros(user_ids_B.shape, np.int64), np.zeros(user_ids_B.shape, np.int64)
+        for first in range(0, len(user_ids_B) if len(self) else 0, QUERIES_AT_A_TIME):
+            part = slice(first, first + QUERIES_AT_A_TIME)
+            low_B, high_B = self._slices(user_ids_B[part])
+            stop_B[part] = self._position(low_B, high_B, before_us_B[part])
+            start_B[part] = self._position(low_B, stop_B[part], since_us_B[part])
+        return np.maximum(start_B, stop_B - length), stop_B
 
-    def _position(self, user_rows_B: Int64s, time_us_B: npt.ArrayLike) -> Int64s:
-        """How many clicks sort before (user, time)."""
-        ranks_B = np.searchsorted(self._times, np.asarray(time_us_B, np.int64))
-        return np.searchsorted(self._keys_C, user_rows_B * self._stride + ranks_B)
+    def _slices(self, user_ids_B: Int64s) -> tuple[Int64s, Int64s]:
+        """Where the clicks of each user lie; 0, 0 for an unknown one."""
+        rows_B = np.minimum(np.searchsorted(self._users_U, user_ids_B), len(self._users_U) - 1)
+        known_B = self._users_U[rows_B] == user_ids_B
+        return np.where(known_B, self._bounds_U[rows_B], 0), np.where(known_B, self._bounds_U[rows_B + 1], 0)
+
+    def _position(self, low_B: Int64s, high_B: Int64s, time_us_B: Int64s) -> Int64s:
+        """The first click of each slice that is not before a time; the slice's end without one: a binary search."""
+        low_B, high_B = low_B.copy(), high_B.copy()
+        (open_B,) = np.nonzero(low_B < high_B)
+        while len(open_B):
+            middle_B = (low_B[open_B] + high_B[open_B]) // 2
+            is_before_B = self.clicked_us_C[middle_B] < time_us_B[open_B]
+            low_B[open_B[is_before_B]] = middle_B[is_before_B] + 1
+            high_B[open_B[~is_before_B]] = middle_B[~is_before_B]
+            open_B = open_B[low_B[open_B] < high_B[open_B]]
+        return low_B
 
     @cached_property
     def _users_U(self) -> Int64s:
-        return distinct(self.user_ids_C)
+        return self.user_ids_C[self._bounds_U[:-1]]
 
     @cached_property
-    def _times(self) -> Int64s:
-        return distinct(np.sort(self.clicked_us_C))
+    def _bounds_U(self) -> Int64s:
+        """Where each user's clicks begin, and the end of all, [users + 1]."""
+        return np.append(run_starts(self.user_ids_C), len(self))
 
-    @property
-    def _stride(self) -> int:
-        return len(self._times) + 1
 
-    @cached_property
-    def _keys_C(self) -> Int64s:
-        # ranks instead of the times themselves: users x microseconds of ten years overflow 64 bits
-        user_rows_C = np.searchsorted(self._users_U, self.user_ids_C)
-        return user_rows_C * self._stride + np.searchsorted(self._times, self.clicked_us_C)
+def event_order(user_ids_B: Int64s, us_B: Int64s, *ties_B: Int64s | npt.NDArray[np.bool_]) -> Int64s:
+    """The order by user, time and then `ties_B`, the first one first; equal to `np.lexsort`, several times as fast.
+
+    User and time make one number where they fit; rows that share it are then put in order by themselves.
+    """
+    if len(user_ids_B) < 2:
+        return np.arange(len(user_ids_B))
+    span = int(us_B.max()) - int(us_B.min()) + 1
+    least = int(user_ids_B.min())
+    if (int(user_ids_B.max()) - least + 1) * span >= 2**63:
+        return np.lexsort((*ties_B[::-1], us_B, user_ids_B))
+    keys_B = (user_ids_B - least) * span + (us_B - us_B.min())
+    order_B = np.argsort(keys_B, kind="stable")
+    sorted_B = keys_B[order_B]
+    equal_B = np.append(False, sorted_B[1:] == sorted_B[:-1])
+    equal_B[:-1] |= equal_B[1:]
+    (places,) = np.nonzero(equal_B)
+    rows = order_B[places]
+    order_B[places] = rows[np.lexsort((*(tie_B[rows] for tie_B in ties_B[::-1]), keys_B[rows]))]
+    return order_B
+
+
+def run_starts(sorted_values: Int64s) -> Int64s:
+    """Where each run of equal values begins."""
+    return np.flatnonzero(np.append(True, sorted_values[1:] != sorted_values[:-1])[: len(sorted_values)])
 
 
 def history_start_us(shown_us_B: Int64s, *, history_days: int) -> Int64s:
@@ -126,4 +159,4 @@ def to_int64(column: pa.ChunkedArray) -> Int64s:
 
 def distinct(sorted_values: Int64s) -> Int64s:
     """What np.unique gives, which hashes large arrays far more slowly than sorting takes."""
-    return sorted_values[np.concatenate([[True], np.diff(sorted_values) > 0])[: len(sorted_values)]]
+    return sorted_values[run_starts(sorted_values)]

@@ -25,8 +25,8 @@ import yaml
 
 from storyrec.errors import ConfigError, DataError, PlatformError, StoryrecError
 from storyrec.features.events import EVENT_TIME
-from storyrec.features.partitions import one_writer, work_folder
-from storyrec.storage import write_file
+from storyrec.features.partitions import work_folder
+from storyrec.storage import one_writer, write_file
 
 
 @contextlib.contextmanager

@@ -107,7 +107,7 @@ def read_partition(
     if not keys:
         raise missing_partition(storage, table, day, prefix=prefix)
     wanted = _wanted(schema or TABLES[table], columns)
-    return pa.concat_tables([conform(_read(storage, k), wanted, where=f"{storage.url}/{k}")[0] for k in keys])
+    return pa.concat_tables([conform(_read(storage, k, columns), wanted, where=f"{storage.url}/{k}")[0] for k in keys])
 
 
 def read_days(
@@ -134,7 +134,7 @@ def read_days(
     groups: dict[bytes, list[int]] = {}
     raws: list[pa.Table] = []
     with ThreadPoolExecutor(NUM_READERS) as pool:
-        for index, raw in enumerate(pool.map(partial(_read_or_error, storage), (key for key, _ in keys))):
+        for index, raw in enumerate(pool.map(partial(_read_or_error, storage, columns), (key for key, _ in keys))):
             if isinstance(raw, DataError):
                 problems.setdefault(keys[index][1], raw)
                 raw = wanted.empty_table()
@@ -231,10 +231,10 @@ def _wanted(schema: pa.Schema, columns: Sequence[str] | None) -> pa.Schema:
     return schema if columns is None else pa.schema([schema.field(name) for name in columns])
 
 
-def _read(storage: Storage, key: str) -> pa.Table:
+def _read(storage: Storage, key: str, columns: Sequence[str] | None) -> pa.Table:
     content = storage.read(key)
     try:
-        rows = pq.ParquetFile(pa.BufferReader(content)).read(use_threads=False)
+        rows = pq.ParquetFile(pa.BufferReader(content)).read(columns and list(columns), use_threads=False)
     except (pa.ArrowException, OSError, ValueError) as error:
         raise DataError(
             f"this file is no readable Parquet file: {str(error).splitlines()[0]}",
@@ -245,8 +245,8 @@ def _read(storage: Storage, key: str) -> pa.Table:
     return rows.replace_schema_metadata(None)
 
 
-def _read_or_error(storage: Storage, key: str) -> pa.Table | DataError:
+def _read_or_error(storage: Storage, columns: Sequence[str] | None, key: str) -> pa.Table | DataError:
     try:
-        return _read(storage, key)
+        return _read(storage, key, columns)
     except DataError as error:
         return error
