@@ -217,6 +217,13 @@ class Kubeflow(Section):
     gpu_tolerations: tuple[Toleration, ...] = (Toleration(),)
 
 
+class Spark(Section):
+    """The Spark that makes instances of days that outgrow one machine."""
+
+    master: str = ""  # such as spark://host:7077 or local[2]; empty: this machine alone
+    conf: dict[str, str] = {}
+
+
 class Config(Section):
     """All settings of a run."""
 
@@ -225,6 +232,7 @@ class Config(Section):
     simulate: Simulate = Simulate()
     amazon: Amazon = Amazon()
     windows: Windows = Windows()
+    spark: Spark = Spark()
     rules: Rules = Rules()
     features: Features = Features()
     covers: Covers = Covers()

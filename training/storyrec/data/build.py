@@ -27,10 +27,12 @@ from storyrec.data.dataset import ARRAYS, FORMAT, RECORDS, SUMMARY, VOCABULARY, 
 from storyrec.data.events import IMPRESSIONS, PRODUCT_CLICKS, Impressions, load_clicks, load_impressions, merged_places
 from storyrec.data.instances import Instances, split_training
 from storyrec.data.parts import Part, Parts
+from storyrec.data.spark import PARTS, Rules, open_session, read_instances, write_instances
 from storyrec.data.validated import ValidatedLogs
 from storyrec.data.windows import DayCounts, ResolvedWindows, resolve_windows
 from storyrec.errors import DataError
 from storyrec.features.covers import COVERS, OUTCOMES
+from storyrec.features.partitions import work_folder
 from storyrec.features.sequences import DAY_US, ClickLog, distinct, midnight_us, to_int64
 from storyrec.features.titles import train_vocabulary
 from storyrec.logs.partitions import VALIDATED, day_number
@@ -39,6 +41,8 @@ from storyrec.schema import COVER_WIDTH, TABLES
 from storyrec.storage import FolderStorage, Storage, one_writer, open_storage, write_file, write_folder
 
 Int64s = npt.NDArray[np.int64]
+
+UNKNOWN_STORY, NOT_DRAWN = "unknown story", "non-click that was not drawn"
 
 
 def build_dataset(config: Config, *, day: date, out: Path) -> Dataset:
@@ -103,7 +107,10 @@ def _build(config: Config, logs: ValidatedLogs, parts: Parts, folder: Path, *, m
             _write_clicks(logs_since, folder, domain=domain, catalog=catalog)
             parts.forget(kind, before=history_start)
         progress.advance(note="instances")
-        left_out = _write_instances(config, logs, parts, stories, windows, folder)
+        if config.spark.master:
+            left_out = _write_instances_by_spark(config, logs, stories, windows, folder)
+        else:
+            left_out = _write_instances(config, logs, parts, stories, windows, folder)
         progress.advance(note="digest")
         digest = Digest(
             day=day,
@@ -230,37 +237,68 @@ def _since(log: ClickLog, since_us: int) -> ClickLog:
 
 
 def _write_instances(
-    config: Config,
-    logs: ValidatedLogs,
-    parts: Parts,
-    stories: Catalog,
-    windows: ResolvedWindows,
-    folder: Path,
+    config: Config, logs: ValidatedLogs, parts: Parts, stories: Catalog, windows: ResolvedWindows, folder: Path
 ) -> dict[str, int]:
     """Write training, validation and held-out instances; returns how many impressions are in none, by the reason."""
-    clicks = {
-        f"{domain}_clicks": load_record(ClickLog, folder, name=f"{domain}_clicks") for domain in ("story", "product")
-    }
+    length, seed = config.features.sequence_length, config.aden.seed
+    clicks = {domain: load_record(ClickLog, folder, name=f"{domain}_clicks") for domain in ("story", "product")}
+    training_start, holdout_start = windows.training_start(logs.day), windows.holdout_start(logs.day)
+    end = logs.day + timedelta(days=1)
 
     def write(name: str, instances: Instances) -> int:
         pointed = instances.with_sequences(
-            **clicks, history_days=windows.history_days, length=config.features.sequence_length
+            story_clicks=clicks["story"],
+            product_clicks=clicks["product"],
+            history_days=windows.history_days,
+            length=length,
         )
         save_record(pointed, folder, name=name)
         return len(pointed)
 
-    holdout_start, end = windows.holdout_start(logs.day), logs.day + timedelta(days=1)
-    impressions = _impressions(logs, parts, windows.training_start(logs.day), holdout_start)
+    impressions = _impressions(logs, parts, training_start, holdout_start)
     known = Instances.of(impressions, stories=stories)
     unknown = len(impressions) - len(known)
-    training, validation = split_training(known, validation_share=windows.validation_share, seed=config.aden.seed)
-    not_drawn = len(known) - len(training) - len(validation)
-    write("train", training)
-    write("validation", validation)
+    training, validation = split_training(known, validation_share=windows.validation_share, seed=seed)
+    not_drawn = len(known) - write("train", training) - write("validation", validation)
     del training, validation, known
     impressions = _impressions(logs, parts, holdout_start, end)
     unknown += len(impressions) - write("holdout", Instances.of(impressions, stories=stories))
-    return {"unknown story": unknown, "non-click that was not drawn": not_drawn}
+    return {UNKNOWN_STORY: unknown, NOT_DRAWN: not_drawn}
+
+
+def _write_instances_by_spark(
+    config: Config, logs: ValidatedLogs, stories: Catalog, windows: ResolvedWindows, folder: Path
+) -> dict[str, int]:
+    """The same, by Spark."""
+    history_start, holdout_start = windows.history_start(logs.day), windows.holdout_start(logs.day)
+    clicks = {domain: load_record(ClickLog, folder, name=f"{domain}_clicks") for domain in ("story", "product")}
+    work = work_folder(config.locations.work)
+    files = {
+        table: [str(work / key) for d, keys in logs.files[table].items() if d >= history_start for key in keys]
+        for table in ("impressions", "product_clicks")
+    }
+    rules = Rules(
+        history_us=midnight_us(history_start),
+        training_us=midnight_us(windows.training_start(logs.day)),
+        holdout_us=midnight_us(holdout_start),
+        end_us=midnight_us(logs.day + timedelta(days=1)),
+        history_days=windows.history_days,
+        length=config.features.sequence_length,
+        validation_share=windows.validation_share,
+        seed=config.aden.seed,
+    )
+    with (
+        TemporaryDirectory(dir=work, prefix=".spark-") as shared,
+        open_session(config.spark.master, conf=config.spark.conf) as session,
+    ):
+        unknown, not_drawn = write_instances(
+            session, **files, story_ids=stories.item_ids_N[1:], rules=rules, out=shared
+        )
+        for name in PARTS:
+            instances = read_instances(Path(shared), name, stories=stories, clicks=clicks)
+            save_record(instances, folder, name=name)
+            not_drawn -= len(instances) if name != "holdout" else 0
+    return {UNKNOWN_STORY: unknown, NOT_DRAWN: not_drawn}
 
 
 def _impressions(logs: ValidatedLogs, parts: Parts, start: date, end: date) -> Impressions:

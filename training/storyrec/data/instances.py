@@ -94,14 +94,7 @@ def split_training(impressions: Instances, *, validation_share: float, seed: int
     """
     training, validation = split_by_time(impressions, last_share=validation_share)
     training = balance(training, seed=seed)
-    num_clicked = int(training.clicked_B.sum())
-    if num_clicked in (0, len(training)):
-        raise DataError(
-            f"the {len(training)} training instances hold {num_clicked} clicks",
-            expected="clicked and non-clicked impressions in the training days",
-            where="validated/impressions",
-            remedy="set a larger windows.training_days, or run a later day",
-        )
+    require_both_classes(int(training.clicked_B.sum()), len(training))
     return training, validation
 
 
@@ -116,12 +109,7 @@ def split_by_time(instances: Instances, *, last_share: float) -> tuple[Instances
         DataError: all impressions have one time.
     """
     times, counts = np.unique(instances.shown_us_B, return_counts=True)
-    if len(times) < 2:
-        raise DataError(
-            f"the {len(instances)} impressions of the training days carry {len(times)} distinct time(s)",
-            expected="at least two, so that the last ones can validate",
-            remedy="set a larger windows.training_days, or run a later day",
-        )
+    require_two_times(len(instances), num_times=len(times))
     earlier = np.cumsum(counts)[:-1]
     cut_us = times[1:][np.argmin(np.abs(earlier - (1 - last_share) * len(instances)))]
     return instances.take(instances.shown_us_B < cut_us), instances.take(instances.shown_us_B >= cut_us)
@@ -142,7 +130,45 @@ def balance(instances: Instances, *, seed: int) -> Instances:
     days, starts = np.unique(days_B[by_day], return_index=True)
     for day, members in zip(days.tolist(), np.split(by_day, starts)[1:], strict=True):
         passed = members[~instances.clicked_B[members]]
-        num_drawn = min(len(passed), len(members) - len(passed))
-        generator = np.random.default_rng([seed, day])
-        keep_B[generator.choice(passed, num_drawn, replace=False, shuffle=False)] = True
+        keep_B[passed[draw_passed(len(members) - len(passed), len(passed), seed=seed, day=day)]] = True
     return instances.take(keep_B)
+
+
+def draw_passed(num_clicked: int, num_passed: int, *, seed: int, day: int) -> Int64s:
+    """Which of a day's non-clicks, in order of user, time and story, go with its clicks.
+
+    Args:
+        num_clicked, num_passed: of the day.
+        seed, day: decide the draw; `day` in days since 1970.
+    """
+    generator = np.random.default_rng([seed, day])
+    return generator.choice(num_passed, min(num_passed, num_clicked), replace=False, shuffle=False)
+
+
+def require_two_times(num_impressions: int, *, num_times: int) -> None:
+    """Refuse training days that cannot be cut in two.
+
+    Raises:
+        DataError: all impressions have one time.
+    """
+    if num_times < 2:
+        raise DataError(
+            f"the {num_impressions} impressions of the training days carry {num_times} distinct time(s)",
+            expected="at least two, so that the last ones can validate",
+            remedy="set a larger windows.training_days, or run a later day",
+        )
+
+
+def require_both_classes(num_clicked: int, num_instances: int) -> None:
+    """Refuse to train on one class.
+
+    Raises:
+        DataError: there is no click, or nothing else.
+    """
+    if num_clicked in (0, num_instances):
+        raise DataError(
+            f"the {num_instances} training instances hold {num_clicked} clicks",
+            expected="clicked and non-clicked impressions in the training days",
+            where="validated/impressions",
+            remedy="set a larger windows.training_days, or run a later day",
+        )

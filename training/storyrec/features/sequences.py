@@ -85,6 +85,10 @@ class ClickLog:
             start_B[part] = self._position(low_B, stop_B[part], since_us_B[part])
         return np.maximum(start_B, stop_B - length), stop_B
 
+    def first(self, user_ids_B: Int64s) -> Int64s:
+        """Where the clicks of each user begin; 0 for an unknown one."""
+        return self._slices(user_ids_B)[0] if len(self) else np.zeros(user_ids_B.shape, np.int64)
+
     def _slices(self, user_ids_B: Int64s) -> tuple[Int64s, Int64s]:
         """Where the clicks of each user lie; 0, 0 for an unknown one."""
         rows_B = np.minimum(np.searchsorted(self._users_U, user_ids_B), len(self._users_U) - 1)
