@@ -147,9 +147,13 @@ def frame(table: str, judged: Judged, checks: list[tuple[RowRule | DayRule, Expe
             helpers[expectation.column] = judged.masks[rule.name]
         elif has_columns:
             helpers[expectation.column] = expectation.helper(rows)
-    seen = rows.table.select(list(dict.fromkeys(plain))).to_pandas(types_mapper=_NULLABLE.get)
-    columns = {column: seen[column] for column in seen} | helpers
+    columns = {column: _series(rows.table[column]) for column in plain} | helpers
     return pd.DataFrame({**columns, QUARANTINED: judged.quarantined_B.astype(np.float64)})
+
+
+def _series(column: pa.ChunkedArray) -> "pd.Series[Any]":
+    """A column for pandas, of a nullable type only where something is null: such types take more room."""
+    return column.to_pandas(types_mapper=_NULLABLE.get if column.null_count else None)
 
 
 def _expectation(rule: RowRule | DayRule, expectation: Expectation) -> Any:
