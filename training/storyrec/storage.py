@@ -22,8 +22,9 @@ if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
 
+WHOLE_BYTES = 2**23
+"""A larger object in S3 is read by ranges of RANGE_BYTES at least."""
 RANGE_BYTES = 2**18
-"""The least that is fetched of an object in S3 that is read here and there."""
 
 LOST_CONDITION = ("PreconditionFailed", "ConditionalRequestConflict", "NoSuchKey", "412", "409")
 """How S3 says that a conditional write lost; a missing bucket is none of these."""
@@ -191,6 +192,8 @@ class S3Storage(Storage):
                     return None
                 raise
 
+        if head["ContentLength"] <= WHOLE_BYTES:
+            return io.BytesIO(self.read(key))
         version = head["ETag"].strip('"')  # some gateways only compare the unquoted tag
 
         def read_range(start: int, stop: int) -> bytes:

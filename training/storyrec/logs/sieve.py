@@ -58,16 +58,17 @@ def sift(logs: Storage, work: Storage, judgement: Judgement, reports: Sequence[V
         DataError: a raw file is not the judged one any more, or the written files hold other rows than came in.
         StorageError: the disk is full or the location refuses; a rerun mends what is half written.
     """
+    days = frozenset(judgement.days)
     stopped = {report.day for report in reports if report.status == "stopped"}
     replaced = [
         key
         for table in TABLES
         for prefix in (QUARANTINE, VALIDATED)
         for day, keys in list_files(work, table, prefix=prefix).items()
-        if day in judgement.days and (prefix == QUARANTINE or day not in stopped)
+        if day in days and (prefix == QUARANTINE or day not in stopped)
         for key in keys
     ]
-    _map(work.delete, [report_key(day) for day in sorted(reported_days(work).intersection(judgement.days))])
+    _map(work.delete, [report_key(day) for day in sorted(reported_days(work).intersection(days))])
     files = [file for table, judged in judgement.tables.items() for file in _files(table, judged)]
     written = _map(lambda file: _sift_file(logs, work, file, keep_clean=file.raw.day not in stopped), files)
     _map(work.delete, sorted(set(replaced).difference(*written)))
