@@ -5,6 +5,7 @@ engine and writes the data docs. A check that raised, or that counts other rows 
 *broken*: something is wrong with the check, which says nothing about the data.
 """
 
+import gc
 import logging
 import os
 import warnings
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from great_expectations.data_context.data_context.ephemeral_data_context import EphemeralDataContext
 
 Status = Literal["passed", "violated", "broken"]
+
+MANY_ROWS = 1_000_000
 
 _NULLABLE = {pa.int64(): pd.Int64Dtype(), pa.bool_(): pd.BooleanDtype()}
 
@@ -72,6 +75,8 @@ def check_contract(
         for table, judged in tables.items():
             outcomes[table] = _check_table(context, table, judged, name=name, run_time=run_time)
             context.data_sources.delete(table)  # with its frame
+            if judged.rows.table.num_rows > MANY_ROWS:
+                gc.collect()  # what held the frame holds itself
         context.build_data_docs(site_names=["docs"])
     return outcomes
 
