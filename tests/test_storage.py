@@ -43,6 +43,40 @@ def test_what_was_written_is_read_back_listed_and_deleted(storage: Storage) -> N
     assert storage.read_versioned("runs/a.json") is None
 
 
+def test_a_large_object_is_read_here_and_there(storage: Storage) -> None:
+    content = bytes(range(256)) * 40_000
+    storage.write("large.bin", content)
+    file = storage.open("large.bin")
+    assert file is not None
+    with file:
+        assert file.read(10) == content[:10]
+        assert file.seek(-5, os.SEEK_END) == len(content) - 5
+        assert file.read() == content[-5:]
+        file.seek(300_001)
+        file.seek(7, os.SEEK_CUR)
+        assert file.read(500_000) == content[300_008:800_008]
+        file.seek(len(content))
+        assert file.read(1) == b""
+    storage.write("small.bin", b"small")
+    small = storage.open("small.bin")
+    assert small is not None
+    with small:
+        assert small.read() == b"small"
+    assert storage.open("missing.bin") is None
+
+
+def test_an_object_that_changes_while_it_is_read_is_an_error(s3: S3Server) -> None:
+    storage = s3.new_storage()
+    storage.write("large.bin", b"a" * 10_000_000)
+    file = storage.open("large.bin")
+    assert file is not None
+    assert file.read(1) == b"a"
+    storage.write("large.bin", b"b" * 10_000_000)
+    file.seek(5_000_000)
+    with pytest.raises(StorageError, match=r"did not read 'large\.bin'"):
+        file.read(1)
+
+
 def test_reading_what_is_not_there_names_key_and_place(storage: Storage) -> None:
     with pytest.raises(StorageError, match=r"there is no 'missing\.json'") as caught:
         storage.read("missing.json")

@@ -10,7 +10,7 @@ from marketplace import DAY, Row, make_rows, to_table
 from storyrec.logs.contract import Judged, Outcome, check_contract
 from storyrec.logs.known import KnownIds
 from storyrec.logs.partitions import day_number
-from storyrec.logs.rows import Rows
+from storyrec.logs.rows import Rows, measure_covers
 from storyrec.logs.rules import RULES, DayFacts
 from storyrec.schema import TABLES
 
@@ -22,7 +22,7 @@ RUN_TIME = datetime(DAY.year, DAY.month, DAY.day, tzinfo=UTC)
 
 
 def judged(table: str, rows: list[Row], facts: DayFacts | None = None) -> Judged:
-    judged_rows = Rows(to_table(table, rows), np.full(len(rows), day_number(DAY)), KNOWN)
+    judged_rows = Rows(measure_covers(to_table(table, rows)), np.full(len(rows), day_number(DAY)), KNOWN)
     masks = RULES[table].masks(judged_rows)
     return Judged(judged_rows, masks, RULES[table].first_broken(masks, num_rows=len(rows)) >= 0, facts)
 

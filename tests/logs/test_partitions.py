@@ -50,7 +50,7 @@ def test_every_wrong_column_is_named_with_found_and_expected_type(market: Market
     market.logs.write(KEY, encode(rows))
     with pytest.raises(SchemaMismatch) as caught:
         read_partition(market.logs, "impressions", DAY)
-    assert caught.value.found == "column 'user_id' has type string; column 'clicked' is missing"
+    assert caught.value.found == "column 'user_id' has type string, such as '1'; column 'clicked' is missing"
     assert caught.value.expected == "user_id: int64; clicked: bool"
     assert caught.value.where.endswith(KEY)
 

@@ -8,7 +8,7 @@ from marketplace import DAY, Row, at, make_rows, to_table
 
 from storyrec.logs.known import KnownIds
 from storyrec.logs.partitions import day_number
-from storyrec.logs.rows import Mask, Rows
+from storyrec.logs.rows import Mask, Rows, measure_covers
 from storyrec.logs.rules import MAX_EVENTS_AN_HOUR, RULES, DayFacts
 
 KNOWN = {
@@ -18,7 +18,7 @@ KNOWN = {
 
 
 def masks_of(table: str, rows: list[Row]) -> dict[str, Mask]:
-    return RULES[table].masks(Rows(to_table(table, rows), np.full(len(rows), day_number(DAY)), KNOWN))
+    return RULES[table].masks(Rows(measure_covers(to_table(table, rows)), np.full(len(rows), day_number(DAY)), KNOWN))
 
 
 @pytest.mark.parametrize("table", RULES)
@@ -95,7 +95,7 @@ def test_the_first_broken_rule_names_the_row() -> None:
 
 def test_rules_judge_an_empty_table() -> None:
     for table, rules in RULES.items():
-        masks = rules.masks(Rows(to_table(table, []), np.empty(0, np.int64), KNOWN))
+        masks = rules.masks(Rows(measure_covers(to_table(table, [])), np.empty(0, np.int64), KNOWN))
         assert {len(mask) for mask in masks.values()} == {0}
 
 
@@ -127,6 +127,6 @@ def test_covers_are_judged_in_chunks_as_in_one() -> None:
     cover = pa.chunked_array(
         [rows["cover"].slice(0, 4_500).combine_chunks(), bad, rows["cover"].slice(4_501).combine_chunks()]
     )
-    judged = Rows(rows.set_column(2, "cover", cover), np.full(5_000, day_number(DAY)), KNOWN)
+    judged = Rows(measure_covers(rows.set_column(2, "cover", cover)), np.full(5_000, day_number(DAY)), KNOWN)
     masks = RULES["products"].masks(judged)
     assert np.flatnonzero(~masks["cover_unit_norm"]).tolist() == [4_500]

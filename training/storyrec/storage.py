@@ -7,20 +7,25 @@ objects are put in one request. A conditional write succeeds for one of two raci
 import contextlib
 import fcntl
 import hashlib
+import io
 import os
 import shutil
 import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from storyrec.errors import ConfigError, Conflict, StorageError
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
+
+WHOLE_BYTES = 2**23
+"""A larger object in S3 is read by ranges of RANGE_BYTES at least."""
+RANGE_BYTES = 2**18
 
 LOST_CONDITION = ("PreconditionFailed", "ConditionalRequestConflict", "NoSuchKey", "412", "409")
 """How S3 says that a conditional write lost; a missing bucket is none of these."""
@@ -50,6 +55,10 @@ class Storage(ABC):
     @abstractmethod
     def read(self, key: str) -> bytes:
         """The bytes of an object; StorageError where there is none."""
+
+    @abstractmethod
+    def open(self, key: str) -> BinaryIO | None:
+        """An object to read here and there, so that a large one need not be in memory; None where there is none."""
 
     @abstractmethod
     def read_versioned(self, key: str) -> tuple[bytes, str] | None:
@@ -126,6 +135,14 @@ class FolderStorage(Storage):
             raise StorageError(f"there is no '{key}'", where=self.url, remedy="check the location in the settings")
         return found[0]
 
+    def open(self, key: str) -> BinaryIO | None:
+        try:
+            return (self.folder / key).open("rb")
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+            return None
+        except OSError as error:
+            raise _file_error("read", self.folder / key, error) from error
+
     def read_versioned(self, key: str) -> tuple[bytes, str] | None:
         try:
             content = (self.folder / key).read_bytes()
@@ -189,6 +206,30 @@ class S3Storage(Storage):
             raise StorageError(f"there is no '{key}'", where=self.url, remedy="check the location in the settings")
         return found[0]
 
+    def open(self, key: str) -> BinaryIO | None:
+        from botocore.exceptions import ClientError
+
+        with self._errors("look up", key):
+            try:
+                head = self._client.head_object(Bucket=self.bucket, Key=self._name(key))
+            except ClientError as error:
+                if error.response["ResponseMetadata"]["HTTPStatusCode"] == 404:
+                    return None
+                raise
+
+        if head["ContentLength"] <= WHOLE_BYTES:
+            return io.BytesIO(self.read(key))
+        version = head["ETag"].strip('"')  # some gateways only compare the unquoted tag
+
+        def read_range(start: int, stop: int) -> bytes:
+            with self._errors("read", key):
+                answer = self._client.get_object(
+                    Bucket=self.bucket, Key=self._name(key), Range=f"bytes={start}-{stop - 1}", IfMatch=version
+                )
+                return answer["Body"].read()
+
+        return io.BufferedReader(_Ranges(read_range, size=head["ContentLength"]), buffer_size=RANGE_BYTES)
+
     def read_versioned(self, key: str) -> tuple[bytes, str] | None:
         with self._errors("read", key):
             try:
@@ -249,6 +290,32 @@ class S3Storage(Storage):
                 where=f"{self.url} at {self.endpoint or 'the default endpoint'}",
                 remedy="check locations.s3_endpoint, the bucket and the AWS credentials",
             ) from error
+
+
+class _Ranges(io.RawIOBase):
+    """An object of which only the ranges that somebody reads are fetched."""
+
+    def __init__(self, read_range: Callable[[int, int], bytes], *, size: int) -> None:
+        self._read_range, self._size, self._place = read_range, size, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._place = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._place, io.SEEK_END: self._size}[whence]
+        return self._place
+
+    def readinto(self, buffer: Any) -> int:
+        stop = min(self._place + len(buffer), self._size)
+        if stop <= self._place:
+            return 0
+        content = self._read_range(self._place, stop)
+        buffer[: len(content)] = content
+        self._place += len(content)
+        return len(content)
 
 
 def open_storage(url: str, *, s3_endpoint: str = "") -> Storage:

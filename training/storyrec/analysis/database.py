@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from storyrec.analysis.files import TableFiles
+from storyrec.errors import StorageError
 from storyrec.features.sequences import DAY_US
 from storyrec.logs.partitions import day_number
 
@@ -63,18 +64,33 @@ def open_database(files: Mapping[str, TableFiles]) -> Iterator[duckdb.DuckDBPyCo
     `product_clicks` (day, user_id, product_id, us). Tables `stories` and `products`: each item once, as its
     newest row has it, in order of id, numbered from 1 on; `mounts` with products of any id, `pairs` with known ones.
     """
-    with (
-        tempfile.TemporaryDirectory(prefix="storyrec-analyze-") as spill,
-        duckdb.connect(
-            config={"memory_limit": MEMORY, "temp_directory": spill, "preserve_insertion_order": False}
-        ) as connection,
-    ):
-        connection.execute("SET enable_progress_bar = false")
-        sources = {table: _source(found) for table, found in files.items()}
-        connection.execute(_EVENTS.format(day_us=DAY_US, **sources))
-        published = _PUBLISHED.format(day_us=DAY_US)
-        connection.execute(_CATALOGS.format(day_us=DAY_US, newest=_NEWEST, published=published, **sources))
-        yield connection
+    with _spill_folder() as spill:
+        settings: dict[str, str | bool | int | float | list[str]] = {
+            "memory_limit": MEMORY,
+            "temp_directory": spill,
+            "preserve_insertion_order": False,
+        }
+        with duckdb.connect(config=settings) as connection:
+            connection.execute("SET enable_progress_bar = false")
+            sources = {table: _source(found) for table, found in files.items()}
+            connection.execute(_EVENTS.format(day_us=DAY_US, **sources))
+            published = _PUBLISHED.format(day_us=DAY_US)
+            connection.execute(_CATALOGS.format(day_us=DAY_US, newest=_NEWEST, published=published, **sources))
+            yield connection
+
+
+@contextmanager
+def _spill_folder() -> Iterator[str]:
+    try:
+        with tempfile.TemporaryDirectory(prefix="storyrec-analyze-") as spill:
+            yield spill
+    except (OSError, duckdb.OperationalError) as error:  # out of disk or memory, or a file of the logs is gone
+        raise StorageError(
+            f"cannot measure the logs: {str(error).splitlines()[0]}",
+            expected="files that stay while they are read, and room for temporary ones",
+            where=tempfile.gettempdir(),
+            remedy="free space there or name another folder in TMPDIR, then run the same command again",
+        ) from error
 
 
 def read_columns(

@@ -31,7 +31,7 @@ from storyrec.logs.partitions import (
     write_partition,
 )
 from storyrec.logs.quarantine import NUM_EXAMPLES, QuarantinedRows
-from storyrec.schema import COVER_WIDTH, TABLES
+from storyrec.schema import COVER_WIDTH
 from storyrec.storage import Storage
 
 COVERS = "covers/"
@@ -112,9 +112,10 @@ def read_pictures(storage: Storage, table: str, day: date) -> tuple[list[Picture
         DataError: the partition cannot be read.
     """
     columns = (CATALOG_IDS[table], "cover", "cover_uri")
-    rows = _read_day(storage, table, day, prefix=VALIDATED, schema=TABLES[table], columns=columns)
-    has_uri = pc.fill_null(pc.not_equal(pc.utf8_trim_whitespace(rows["cover_uri"]), ""), False)
-    rows = rows.filter(pc.and_(rows["cover"].is_null(), has_uri))
+    found = read_days(storage, table, [day], prefix=VALIDATED, columns=columns, prepare=_without_vector)
+    for problem in found.problems.values():
+        raise problem
+    rows = found.table
     pairs = list(zip(rows[CATALOG_IDS[table]].to_pylist(), rows["cover_uri"].to_pylist(), strict=True))
     pictures = [(item_id, uri) for item_id, uri in pairs if "://" not in uri or uri.startswith(("file://", "s3://"))]
     return pictures, len(pairs) - len(pictures)
@@ -204,6 +205,12 @@ def list_broken_covers(storage: Storage, *, day: date | None = None) -> list[Qua
                         examples = tuple(some.slice(0, NUM_EXAMPLES).to_pylist())
                         found.append(QuarantinedRows(held, f"{COVERS}{table}", rule, says, some.num_rows, examples))
     return sorted(found, key=lambda rows: rows.day)
+
+
+def _without_vector(rows: pa.Table) -> pa.Table:
+    """The rows that have a URI only, their cover column left out: a day's vectors need not be in memory at once."""
+    has_uri = pc.fill_null(pc.not_equal(pc.utf8_trim_whitespace(rows["cover_uri"]), ""), False)
+    return rows.filter(pc.and_(rows["cover"].is_null(), has_uri)).drop_columns(["cover"])
 
 
 def _read_day(

@@ -6,6 +6,8 @@ import pyarrow.compute as pc
 
 from storyrec.errors import SchemaMismatch
 
+MAX_EXAMPLE = 40  # characters of a value, in an error
+
 
 def conform(rows: pa.Table, schema: pa.Schema, *, where: str, any_lossless: bool = False) -> tuple[pa.Table, set[str]]:
     """Cast rows to a schema where nothing is lost by it.
@@ -39,6 +41,10 @@ def conform(rows: pa.Table, schema: pa.Schema, *, where: str, any_lossless: bool
                     continue
                 except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
                     reason += f" and cannot be cast without loss ({error})"
+            elif pa.types.is_timestamp(column.type) and pa.types.is_timestamp(field.type):
+                reason += " without a time zone: its times may be anybody's, UTC is wanted"
+            else:
+                reason += _example(column)
         found.append(f"column '{field.name}' {reason}")
         expected.append(f"{field.name}: {field.type}")
         broken.append(field.name)
@@ -82,6 +88,11 @@ def _may_cast(found: pa.DataType, wanted: pa.DataType) -> bool:
         same = is_list and found.value_type == wanted.value_type
         return same or (is_list and _may_cast(found.value_type, wanted.value_type))
     return False
+
+
+def _example(column: pa.ChunkedArray) -> str:
+    values = column.drop_null().slice(0, 1).to_pylist()
+    return f", such as {str(values[0])[:MAX_EXAMPLE]!r}" if values else ""
 
 
 def _empty_for_null(column: pa.ChunkedArray, list_type: pa.DataType) -> pa.Array:

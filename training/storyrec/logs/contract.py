@@ -5,6 +5,7 @@ engine and writes the data docs. A check that raised, or that counts other rows 
 *broken*: something is wrong with the check, which says nothing about the data.
 """
 
+import gc
 import logging
 import os
 import warnings
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from great_expectations.data_context.data_context.ephemeral_data_context import EphemeralDataContext
 
 Status = Literal["passed", "violated", "broken"]
+
+MANY_ROWS = 1_000_000
 
 _NULLABLE = {pa.int64(): pd.Int64Dtype(), pa.bool_(): pd.BooleanDtype()}
 
@@ -64,37 +67,46 @@ def check_contract(
         Per table and rule: passed, violated or broken. Rules that could not be judged are left out.
     """
     os.environ["GX_ANALYTICS_ENABLED"] = "false"
-    import great_expectations as gx
-    from great_expectations.core.run_identifier import RunIdentifier
-
     logging.getLogger("great_expectations").setLevel(logging.ERROR)
     context = _context(docs)
     outcomes: dict[str, dict[str, Outcome]] = {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # GX on its own use of marshmallow and pandas
         for table, judged in tables.items():
-            checks = judgeable(table, judged.facts)
-            source = context.data_sources.add_pandas(table).add_dataframe_asset(table)
-            suite = gx.ExpectationSuite(name=table, expectations=[_expectation(*check) for check in checks])
-            definition = gx.ValidationDefinition(
-                name=table,
-                data=source.add_batch_definition_whole_dataframe("partition"),
-                suite=context.suites.add(suite),
-            )
-            checkpoint = gx.Checkpoint(
-                name=table,
-                validation_definitions=[context.validation_definitions.add(definition)],
-                result_format={"result_format": "SUMMARY", "partial_unexpected_count": 10},
-            )
-            result = context.checkpoints.add(checkpoint).run(
-                batch_parameters={"dataframe": frame(table, judged, checks)},
-                run_id=RunIdentifier(run_name=name, run_time=run_time),
-            )
-            (validation,) = result.run_results.values()
-            found = {r.expectation_config.meta["rule"]: r for r in validation.results if r.expectation_config}
-            outcomes[table] = {rule.name: _outcome(found.get(rule.name), rule, judged) for rule, _ in checks}
+            outcomes[table] = _check_table(context, table, judged, name=name, run_time=run_time)
+            context.data_sources.delete(table)  # with its frame
+            if judged.rows.table.num_rows > MANY_ROWS:
+                gc.collect()  # what held the frame holds itself
         context.build_data_docs(site_names=["docs"])
     return outcomes
+
+
+def _check_table(
+    context: "EphemeralDataContext", table: str, judged: Judged, *, name: str, run_time: datetime
+) -> dict[str, Outcome]:
+    import great_expectations as gx
+    from great_expectations.core.run_identifier import RunIdentifier
+
+    checks = judgeable(table, judged.facts)
+    source = context.data_sources.add_pandas(table).add_dataframe_asset(table)
+    suite = gx.ExpectationSuite(name=table, expectations=[_expectation(*check) for check in checks])
+    definition = gx.ValidationDefinition(
+        name=table,
+        data=source.add_batch_definition_whole_dataframe("partition"),
+        suite=context.suites.add(suite),
+    )
+    checkpoint = gx.Checkpoint(
+        name=table,
+        validation_definitions=[context.validation_definitions.add(definition)],
+        result_format={"result_format": "SUMMARY", "partial_unexpected_count": 10},
+    )
+    result = context.checkpoints.add(checkpoint).run(
+        batch_parameters={"dataframe": frame(table, judged, checks)},
+        run_id=RunIdentifier(run_name=name, run_time=run_time),
+    )
+    (validation,) = result.run_results.values()
+    found = {r.expectation_config.meta["rule"]: r for r in validation.results if r.expectation_config}
+    return {rule.name: _outcome(found.get(rule.name), rule, judged) for rule, _ in checks}
 
 
 def _context(docs: Path) -> "EphemeralDataContext":
@@ -147,9 +159,15 @@ def frame(table: str, judged: Judged, checks: list[tuple[RowRule | DayRule, Expe
             helpers[expectation.column] = judged.masks[rule.name]
         elif has_columns:
             helpers[expectation.column] = expectation.helper(rows)
-    seen = rows.table.select(list(dict.fromkeys(plain))).to_pandas(types_mapper=_NULLABLE.get)
-    columns = {column: seen[column] for column in seen} | helpers
-    return pd.DataFrame({**columns, QUARANTINED: judged.quarantined_B.astype(np.float64)})
+    columns = {column: _array(rows.table[column]) for column in plain} | helpers
+    # Great Expectations keeps the index of every check's rows: let it be narrow
+    places = pd.Index(np.arange(rows.table.num_rows, dtype=np.int32))
+    return pd.DataFrame({**columns, QUARANTINED: judged.quarantined_B.astype(np.float64)}, index=places)
+
+
+def _array(column: pa.ChunkedArray) -> Any:
+    """A column for pandas, of a nullable type only where something is null: such types take more room."""
+    return column.to_pandas(types_mapper=_NULLABLE.get if column.null_count else None).array
 
 
 def _expectation(rule: RowRule | DayRule, expectation: Expectation) -> Any:

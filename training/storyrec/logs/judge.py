@@ -30,7 +30,7 @@ class JudgedTable:
     read: Partitions
     rows: Rows
     masks: Mapping[str, Mask]
-    first_B: Int64s
+    first_B: NDArray[np.int8]
     present: frozenset[date]
 
     def day_slice(self, day: date) -> slice:
@@ -38,22 +38,6 @@ class JudgedTable:
         number = day_number(day)
         start, stop = np.searchsorted(self.rows.day_B, [number, number + 1])
         return slice(int(start), int(stop))
-
-    def valid(self, day: date) -> pa.Table:
-        """A day's clean rows."""
-        part = self.day_slice(day)
-        return _part(self.rows.table, part, self.first_B[part] < 0)
-
-    def has_quarantined(self, day: date) -> bool:
-        """Whether a row of the day broke a rule of level quarantine."""
-        return bool((self.first_B[self.day_slice(day)] >= 0).any())
-
-    def quarantined(self, day: date, *, table: str) -> pa.Table:
-        """A day's other rows, each with the name of the first rule it broke in the column `rule`."""
-        part = self.day_slice(day)
-        first_B = self.first_B[part]
-        names = pa.array([RULES[table].row[i].name for i in first_B[first_B >= 0]], pa.string())
-        return _part(self.rows.table, part, first_B >= 0).append_column("rule", names)
 
 
 @dataclass(frozen=True)
@@ -196,11 +180,6 @@ def _extend(known: Pairs, judged: JudgedTable, *, table: str, stopped: Mapping[d
 
 def _day_index(judged: JudgedTable, days: Sequence[date]) -> Int64s:
     return np.searchsorted([day_number(day) for day in days], judged.rows.day_B)
-
-
-def _part(table: pa.Table, part: slice, keep: Mask) -> pa.Table:
-    rows = table.slice(part.start, part.stop - part.start)
-    return rows if keep.all() else rows.filter(pa.array(keep))
 
 
 def _number(value: float) -> str:

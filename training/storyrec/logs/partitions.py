@@ -3,21 +3,23 @@
 A partition is every Parquet file below `<prefix><table>/dt=YYYY-MM-DD/`, in the order of the names.
 What is read has the contract's columns and types: casts that lose nothing are made (float16 covers,
 aware timestamps of another unit, narrower integers), columns beyond the contract are dropped.
+A file goes through memory a batch of rows at a time.
 """
 
+import io
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date
-from functools import partial
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from storyrec.errors import DataError, MissingPartition, SchemaMismatch
+from storyrec.errors import DataError, MissingPartition, StorageError
 from storyrec.logs.conform import ColumnsMismatch, conform
 from storyrec.schema import TABLES
 from storyrec.storage import Storage
@@ -25,25 +27,44 @@ from storyrec.storage import Storage
 VALIDATED = "validated/"
 QUARANTINE = "quarantine/"
 EPOCH = date(1970, 1, 1)
+RULE = pa.field("rule", pa.string())
 NUM_READERS = 4
-MAX_CHUNKS = 64
+BATCH_ROWS = 131_072
+COVER_BATCH_ROWS = 8_192  # 16 MiB of covers
+BUFFER_BYTES = 2**20
 
 _DAY = re.compile(r"dt=(\d{4}-\d{2}-\d{2})/[^/]+\.parquet$")
+_PART = re.compile(r"/part-(\d{1,5})\.parquet$")
+
+
+@dataclass(frozen=True)
+class PartitionFile:
+    """A file of a day, known by its footer."""
+
+    key: str
+    day: date
+    footer: pq.FileMetaData
 
 
 @dataclass(frozen=True)
 class Partitions:
     """Rows of several days of one table, and what could not be read.
 
-    `day_B` names each row's partition in days since 1970, ascending. `problems` holds the days that
-    are left out, `broken_columns` which columns were the reason; `dropped` the columns beyond the contract.
+    `day_B` names each row's partition in days since 1970, ascending; `files` are those that the rows are
+    from, in their order. `problems` holds the days that are left out, `broken_columns` which columns were
+    the reason; `dropped` the columns beyond the contract.
     """
 
     table: pa.Table
     day_B: NDArray[np.int64]
+    files: tuple[PartitionFile, ...]
     problems: Mapping[date, DataError]
     broken_columns: Mapping[date, tuple[str, ...]]
     dropped: tuple[str, ...]
+
+
+def _as_it_is(rows: pa.Table) -> pa.Table:
+    return rows
 
 
 def day_number(day: date) -> int:
@@ -58,7 +79,7 @@ def partition_key(table: str, day: date, *, prefix: str = "") -> str:
 
 def quarantine_schema(table: str) -> pa.Schema:
     """The columns of quarantined rows: the table's own and the name of the first rule they broke."""
-    return TABLES[table].append(pa.field("rule", pa.string()))
+    return TABLES[table].append(RULE)
 
 
 def list_days(storage: Storage, table: str, *, prefix: str = "") -> list[date]:
@@ -77,6 +98,15 @@ def list_files(storage: Storage, table: str, *, prefix: str = "") -> dict[date, 
             except ValueError:
                 continue
     return files
+
+
+def missing_parts(keys: Iterable[str]) -> list[str]:
+    """Where a day's files are named part-<n>.parquet, from 0 on: the names that are not there.
+
+    Names with more than the number, as other writers have, say nothing.
+    """
+    numbers = {int(match.group(1)) for key in keys if (match := _PART.search(key))}
+    return [f"part-{n}.parquet" for n in range(max(numbers, default=0)) if n not in numbers]
 
 
 def read_partition(
@@ -107,7 +137,11 @@ def read_partition(
     if not keys:
         raise missing_partition(storage, table, day, prefix=prefix)
     wanted = _wanted(schema or TABLES[table], columns)
-    return pa.concat_tables([conform(_read(storage, k, columns), wanted, where=f"{storage.url}/{k}")[0] for k in keys])
+    parts: list[pa.Table] = []
+    for key in keys:
+        with open_parquet(storage, key) as reader:
+            parts += iter_rows(reader, wanted, where=f"{storage.url}/{key}")
+    return pa.concat_tables(parts)
 
 
 def read_days(
@@ -119,82 +153,116 @@ def read_days(
     columns: Sequence[str] | None = None,
     files: Mapping[date, Sequence[str]] | None = None,
     schema: pa.Schema | None = None,
+    prepare: Callable[[pa.Table], pa.Table] = _as_it_is,
 ) -> Partitions:
     """Many days of a table at once; days without a file are no problem, unreadable ones are reported.
 
-    Files of the same layout are cast together, so thousands of small partitions cost little more than one.
-    `files` spares the listing where the caller already has it from `list_files`; `schema` is another one than
-    the table's own.
+    Args:
+        storage: where the tables are.
+        table: a name of `schema.TABLES`.
+        days: the partitions.
+        prefix: what stands before the table's name.
+        columns: only these columns; all without it.
+        files: spares the listing where the caller already has it from `list_files`.
+        schema: another one than the table's own.
+        prepare: what becomes of some rows of a file before the next ones are read.
     """
     files = list_files(storage, table, prefix=prefix) if files is None else files
     keys = [(key, day) for day in sorted(set(days)) for key in files.get(day, ())]
     wanted = _wanted(schema or TABLES[table], columns)
+
+    def read(key: str) -> tuple[pa.Table, pq.FileMetaData, set[str]] | DataError:
+        try:
+            with open_parquet(storage, key) as reader:
+                parts = [prepare(rows) for rows in iter_rows(reader, wanted, where=f"{storage.url}/{key}")]
+                return pa.concat_tables(parts), reader.metadata, set(reader.schema_arrow.names) - set(wanted.names)
+        except DataError as error:
+            return error
+
     problems: dict[date, DataError] = {}
     broken: dict[date, tuple[str, ...]] = {}
-    groups: dict[bytes, list[int]] = {}
-    raws: list[pa.Table] = []
+    found: list[tuple[PartitionFile, pa.Table]] = []
+    dropped = set[str]()
     with ThreadPoolExecutor(NUM_READERS) as pool:
-        for index, raw in enumerate(pool.map(partial(_read_or_error, storage, columns), (key for key, _ in keys))):
-            if isinstance(raw, DataError):
-                problems.setdefault(keys[index][1], raw)
-                raw = wanted.empty_table()
-            groups.setdefault(raw.schema.serialize().to_pybytes(), []).append(index)
-            raws.append(raw)
-    parts, orders, dropped = [], [], set[str]()
-    for members in groups.values():
-        try:
-            part, extra = conform(pa.concat_tables([raws[i] for i in members]), wanted, where=f"{storage.url}/{table}")
-            parts.append(part)
-            orders.append(np.repeat(members, [raws[i].num_rows for i in members]))
-            dropped |= extra
-            continue
-        except SchemaMismatch:
-            pass
-        for i in members:  # name the file and the day that are to blame
-            key, day = keys[i]
-            try:
-                part, extra = conform(raws[i], wanted, where=f"{storage.url}/{key}")
-            except ColumnsMismatch as error:
-                problems.setdefault(day, error)
-                broken[day] = tuple(dict.fromkeys(broken.get(day, ()) + error.columns))
+        for (key, day), result in zip(keys, pool.map(read, (key for key, _ in keys)), strict=True):
+            if isinstance(result, DataError):
+                problems.setdefault(day, result)
+                if isinstance(result, ColumnsMismatch):
+                    broken[day] = tuple(dict.fromkeys(broken.get(day, ()) + result.columns))
                 continue
-            parts.append(part)
-            orders.append(np.full(part.num_rows, i))
+            rows, footer, extra = result
+            found.append((PartitionFile(key, day, footer), rows))
             dropped |= extra
-    rows = pa.concat_tables([wanted.empty_table(), *parts])
-    order_B = np.concatenate([np.empty(0, np.int64), *orders])
-    if (np.diff(order_B) < 0).any():
-        sorting = np.argsort(order_B, kind="stable")
-        rows, order_B = rows.take(sorting), order_B[sorting]
-    day_B = np.array([day_number(day) for _, day in keys], np.int64)[order_B]
-    if problems:
-        keep = ~np.isin(day_B, [day_number(day) for day in problems])
-        rows, day_B = rows.filter(pa.array(keep)), day_B[keep]
-    return Partitions(rows, day_B, problems, broken, tuple(sorted(dropped)))
-
-
-def concat_partitions(parts: Sequence[Partitions]) -> Partitions:
-    """Partitions of one table, read one after the other in ascending days, as one."""
-    rows = pa.concat_tables([part.table for part in parts])
-    if rows.column(0).num_chunks > MAX_CHUNKS:
-        rows = rows.combine_chunks()  # cutting a day out of thousands of chunks is slow
+    whole = [(file, rows) for file, rows in found if file.day not in problems]
+    numbers = np.array([day_number(file.day) for file, _ in whole], np.int64)
     return Partitions(
-        rows,
-        np.concatenate([part.day_B for part in parts]),
-        {day: problem for part in parts for day, problem in part.problems.items()},
-        {day: columns for part in parts for day, columns in part.broken_columns.items()},
-        tuple(sorted({name for part in parts for name in part.dropped})),
+        pa.concat_tables([prepare(wanted.empty_table()), *(rows for _, rows in whole)]),
+        np.repeat(numbers, [rows.num_rows for _, rows in whole]),
+        tuple(file for file, _ in whole),
+        problems,
+        broken,
+        tuple(sorted(dropped)),
     )
+
+
+@contextmanager
+def open_parquet(storage: Storage, key: str) -> Iterator[pq.ParquetFile]:
+    """A Parquet file whose footer is read.
+
+    Raises:
+        DataError: it is gone, or is no Parquet file.
+    """
+    file = storage.open(key)
+    if file is None:
+        raise DataError(
+            "this file is gone: it was there when the folder was listed",
+            expected="files that stay while they are read",
+            where=f"{storage.url}/{key}",
+            remedy="wait until whoever writes the partition is done, then run the same command again",
+        )
+    with file:
+        with _readable(f"{storage.url}/{key}"):
+            reader = pq.ParquetFile(file, buffer_size=BUFFER_BYTES, pre_buffer=False)
+        yield reader
+
+
+def read_footer(storage: Storage, key: str) -> pq.FileMetaData:
+    """What a Parquet file says of itself.
+
+    Raises:
+        DataError: it is gone, or is no Parquet file.
+    """
+    with open_parquet(storage, key) as reader:
+        return reader.metadata
+
+
+def iter_rows(reader: pq.ParquetFile, schema: pa.Schema, *, where: str) -> Iterator[pa.Table]:
+    """A file's rows in a schema, a batch at a time; of a file without rows, an empty table.
+
+    Raises:
+        SchemaMismatch: a column is missing or has another type.
+        DataError: the file is damaged.
+    """
+    if not reader.metadata.num_rows:
+        yield conform(reader.schema_arrow.empty_table().replace_schema_metadata(None), schema, where=where)[0]
+    batch_rows = COVER_BATCH_ROWS if "cover" in schema.names else BATCH_ROWS
+    batches = reader.iter_batches(batch_rows, columns=schema.names, use_threads=False)
+    while True:
+        with _readable(where):
+            batch = next(batches, None)
+        if batch is None:
+            return
+        yield conform(pa.Table.from_batches([batch]).replace_schema_metadata(None), schema, where=where)[0]
 
 
 def write_partition(
     storage: Storage, table: str, day: date, rows: pa.Table, *, prefix: str = "", schema: pa.Schema | None = None
 ) -> None:
-    """Write a day of a table as one file, replacing what it held; whole or not at all.
+    """Write a day of a table as one file, replacing that file; whole or not at all.
 
     Raises:
         SchemaMismatch: a column of the contract is missing or has another type.
-        StorageError: the disk is full or the location refuses; the old partition stays.
+        StorageError: the disk is full or the location refuses; the old file stays.
     """
     key = partition_key(table, day, prefix=prefix)
     storage.write(key, encode(conform(rows, schema or TABLES[table], where=f"{storage.url}/{key}")[0]))
@@ -202,12 +270,28 @@ def write_partition(
 
 def encode(rows: pa.Table) -> bytes:
     """A table as the bytes of a Parquet file."""
-    sink = pa.BufferOutputStream()
-    # covers are noise to a dictionary, and to a compressor
-    repeating = [name for name in rows.column_names if name in ("source", "rule", "day")]
-    pq.write_table(rows, sink, compression="lz4", use_dictionary=repeating or False)
-    content: bytes = sink.getvalue().to_pybytes()
-    return content
+    file = ParquetBytes(rows.schema)
+    file.add(rows)
+    return file.close()
+
+
+class ParquetBytes:
+    """The bytes of a Parquet file that grows by tables of one schema."""
+
+    def __init__(self, schema: pa.Schema) -> None:
+        # covers are noise to a dictionary, and to a compressor
+        repeating = [name for name in schema.names if name in ("source", "rule", "day")]
+        self._sink = io.BytesIO()
+        self._writer = pq.ParquetWriter(self._sink, schema, compression="lz4", use_dictionary=repeating or False)
+
+    def add(self, rows: pa.Table) -> None:
+        """Append rows."""
+        self._writer.write_table(rows)
+
+    def close(self) -> bytes:
+        """Write the footer."""
+        self._writer.close()
+        return self._sink.getvalue()
 
 
 def missing_partition(storage: Storage, table: str, day: date, *, prefix: str = "") -> MissingPartition:
@@ -231,22 +315,21 @@ def _wanted(schema: pa.Schema, columns: Sequence[str] | None) -> pa.Schema:
     return schema if columns is None else pa.schema([schema.field(name) for name in columns])
 
 
-def _read(storage: Storage, key: str, columns: Sequence[str] | None) -> pa.Table:
-    content = storage.read(key)
+@contextmanager
+def _readable(where: str) -> Iterator[None]:
     try:
-        rows = pq.ParquetFile(pa.BufferReader(content)).read(columns and list(columns), use_threads=False)
+        yield
     except (pa.ArrowException, OSError, ValueError) as error:
+        said = str(error).splitlines()[0]
+        if isinstance(error, OSError) and error.errno is not None:  # Arrow's own errors have no number
+            raise StorageError(
+                f"cannot read this file: {said}",
+                where=where,
+                remedy="check the disk and the file's permissions, then run the same command again",
+            ) from error
         raise DataError(
-            f"this file is no readable Parquet file: {str(error).splitlines()[0]}",
+            f"this file is no readable Parquet file: {said}",
             expected="a whole Parquet file",
-            where=f"{storage.url}/{key}",
+            where=where,
             remedy="write the partition again from its source",
         ) from error
-    return rows.replace_schema_metadata(None)
-
-
-def _read_or_error(storage: Storage, columns: Sequence[str] | None, key: str) -> pa.Table | DataError:
-    try:
-        return _read(storage, key, columns)
-    except DataError as error:
-        return error

@@ -1,10 +1,12 @@
 """The quarantine: rows that broke a rule, shown in summary and, corrected, put back.
 
-A partition `quarantine/<table>/dt=D/part-0.parquet` holds a day's rejected rows with all their columns
-and the name of the first rule they broke.
+A file `quarantine/<table>/dt=D/part-<n>.parquet` holds the rejected rows of the raw file of that name, with
+all their columns and the name of the first rule they broke. Rows that are put back come as a file of their
+own beside the clean ones.
 """
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -14,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from storyrec.config import Config
 from storyrec.errors import ConfigError, DataError
@@ -21,16 +24,20 @@ from storyrec.logs.conform import conform
 from storyrec.logs.known import CATALOG_IDS, KnownIds, read_pairs, replace_pairs
 from storyrec.logs.partitions import (
     QUARANTINE,
+    RULE,
     VALIDATED,
+    PartitionFile,
+    Partitions,
     day_number,
+    encode,
     list_days,
-    partition_key,
+    list_files,
     quarantine_schema,
+    read_days,
     read_partition,
-    write_partition,
 )
 from storyrec.logs.reports import RuleReport, ValidationReport, read_report, report_key, write_report
-from storyrec.logs.rows import Rows
+from storyrec.logs.rows import Rows, measure_covers
 from storyrec.logs.rules import RULES
 from storyrec.schema import TABLES
 from storyrec.storage import Storage, open_storage
@@ -74,8 +81,10 @@ def list_quarantine(storage: Storage, *, day: date | None = None) -> list[Quaran
         for held in list_days(storage, table, prefix=QUARANTINE):
             if day is not None and held != day:
                 continue
-            rows = _quarantined(storage, table, held)
-            shown = rows.drop_columns([name for name in ("cover", "rule") if name in rows.column_names])
+            schema = quarantine_schema(table)
+            columns = [name for name in schema.names if name != "cover"]
+            rows = read_partition(storage, table, held, prefix=QUARANTINE, schema=schema, columns=columns)
+            shown = rows.drop_columns(["rule"])
             for rule in sorted(set(rows["rule"].to_pylist()), key=lambda name: [*says, name].index(name)):
                 places = np.flatnonzero(pc.equal(rows["rule"], rule).to_numpy())
                 examples = tuple(shown.take(places[:NUM_EXAMPLES]).to_pylist())
@@ -107,22 +116,24 @@ def replay(config: Config, *, day: date, table: str, corrected: Path | None = No
         raise ConfigError(f"'{table}' is no table", expected=", ".join(TABLES), remedy="name one of these")
     work = open_storage(config.locations.work, s3_endpoint=config.locations.s3_endpoint)
     report = _valid_report(work, day)
-    if not work.exists(partition_key(table, day, prefix=QUARANTINE)):
+    files = list_files(work, table, prefix=QUARANTINE).get(day, [])
+    if not files:
         raise DataError(
             f"no row of '{table}' is quarantined on {day}", where=work.url, remedy="look at the quarantine's list"
         )
-    held = _quarantined(work, table, day)
-    candidates = held.drop_columns(["rule"]) if corrected is None else _read_corrected(corrected, table, held.num_rows)
-    clean = _clean(work, table, day)
-    together = pa.concat_tables([clean, candidates])
+    held = _whole(read_days(work, table, [day], files={day: files}, schema=quarantine_schema(table)))
+    candidates = held.table.drop_columns(["rule"])
+    if corrected is not None:
+        candidates = _read_corrected(corrected, table, candidates.num_rows)
+    clean = _whole(read_days(work, table, [day], prefix=VALIDATED, prepare=measure_covers)).table
+    together = pa.concat_tables([clean, measure_covers(candidates)])
     rows = Rows(together, np.full(together.num_rows, day_number(day)), _catalog(work))
     first_B = RULES[table].first_broken(RULES[table].masks(rows), num_rows=together.num_rows)[clean.num_rows :]
     good = candidates.filter(pa.array(first_B < 0))
-    names = pa.array([RULES[table].row[position].name for position in first_B[first_B >= 0]], pa.string())
-    bad = candidates.filter(pa.array(first_B >= 0)).append_column("rule", names)
-    _write(work, table, day, valid=pa.concat_tables([clean, good]), bad=bad)
-    rejected = {rule.name: names.to_pylist().count(rule.name) for rule in RULES[table].row}
-    rejected = {name: count for name, count in rejected.items() if count}
+    _put_back(work, table, day, good)
+    _keep_rejected(work, table, held.files, candidates, first_B)
+    counts = Counter(RULES[table].names(first_B[first_B >= 0]).to_pylist())
+    rejected = {rule.name: counts[rule.name] for rule in RULES[table].row if counts[rule.name]}
     write_report(work, _updated(report, table, valid=clean.num_rows + good.num_rows, rejected=rejected))
     step = f"run build_features for {day} and the days after it again" if good.num_rows else "nothing changed"
     return Replay(day, table, good.num_rows, rejected, step)
@@ -140,14 +151,10 @@ def _valid_report(work: Storage, day: date) -> ValidationReport:
     return report
 
 
-def _quarantined(storage: Storage, table: str, day: date) -> pa.Table:
-    return read_partition(storage, table, day, prefix=QUARANTINE, schema=quarantine_schema(table))
-
-
-def _clean(work: Storage, table: str, day: date) -> pa.Table:
-    if work.exists(partition_key(table, day, prefix=VALIDATED)):
-        return read_partition(work, table, day, prefix=VALIDATED)
-    return TABLES[table].empty_table()
+def _whole(found: Partitions) -> Partitions:
+    for problem in found.problems.values():
+        raise problem
+    return found
 
 
 def _read_corrected(path: Path, table: str, num_rows: int) -> pa.Table:
@@ -174,16 +181,36 @@ def _catalog(work: Storage) -> dict[str, KnownIds]:
     return {table: KnownIds.from_pairs(*read_pairs(work, table)) for table in CATALOG_IDS}
 
 
-def _write(work: Storage, table: str, day: date, *, valid: pa.Table, bad: pa.Table) -> None:
-    # clean rows first: a kill in between leaves rows in both places, and another replay rejects them as duplicates
-    write_partition(work, table, day, valid, prefix=VALIDATED)
+def _put_back(work: Storage, table: str, day: date, rows: pa.Table) -> None:
+    """Add a file to a day's clean rows, and their ids to the catalog's.
+
+    Before the rows leave the quarantine: a kill in between leaves them in both places, and another replay
+    rejects them as duplicates.
+    """
+    if rows.num_rows:
+        there = list_files(work, table, prefix=VALIDATED).get(day, [])
+        number = sum("/replayed-" in key for key in there)
+        work.write(f"{VALIDATED}{table}/dt={day}/replayed-{number:05}.parquet", encode(rows))
     if table in CATALOG_IDS:
-        ids_M = valid[CATALOG_IDS[table]].to_numpy()
+        column = CATALOG_IDS[table]
+        ids_M = _whole(read_days(work, table, [day], prefix=VALIDATED, columns=[column])).table[column].to_numpy()
         replace_pairs(work, table, days=[day], ids_M=ids_M, day_M=np.full(len(ids_M), day_number(day)))
-    if bad.num_rows:
-        write_partition(work, table, day, bad, prefix=QUARANTINE, schema=quarantine_schema(table))
-    else:
-        work.delete(partition_key(table, day, prefix=QUARANTINE))
+
+
+def _keep_rejected(
+    work: Storage, table: str, files: Sequence[PartitionFile], rows: pa.Table, first_B: NDArray[np.int8]
+) -> None:
+    """Leave in every file of the quarantine those of its rows that still break a rule, with that rule."""
+    start = 0
+    for file in files:
+        part = slice(start, start + file.footer.num_rows)
+        start = part.stop
+        first = first_B[part]
+        bad = rows.slice(part.start, file.footer.num_rows).filter(pa.array(first >= 0))
+        if bad.num_rows:
+            work.write(file.key, encode(bad.append_column(RULE, RULES[table].names(first[first >= 0]))))
+        else:
+            work.delete(file.key)
 
 
 def _updated(report: ValidationReport, table: str, *, valid: int, rejected: Mapping[str, int]) -> ValidationReport:

@@ -6,7 +6,7 @@ the rule that wants it present and no other. A day rule measures a whole day and
 Levels: *quarantine* sets the row aside, *stop* stops the day, *warn* is only reported.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Literal
@@ -26,6 +26,7 @@ Bounds = tuple[float | None, float | None]
 
 NORM_TOLERANCE = 2e-3  # float16 rounds each number by at most 2**-11 of itself
 MAX_EVENTS_AN_HOUR = 3_600  # nobody does more than one thing a second for an hour
+NULL = np.iinfo(np.int64).min
 EMPTY = KnownIds(np.empty(0, np.int64), np.empty(0, np.int64))
 
 
@@ -122,13 +123,17 @@ class TableRules:
         reuse = reuse or {}
         return {r.name: reuse[r.name] if r.name in reuse and not r.catalog else r.mask(rows) for r in self.row}
 
-    def first_broken(self, masks: Mapping[str, Mask], *, num_rows: int) -> NDArray[np.int64]:
-        """The position of the first broken quarantine rule of each row, -1 for clean rows. -> [B] int64."""
-        first_B = np.full(num_rows, -1)
+    def first_broken(self, masks: Mapping[str, Mask], *, num_rows: int) -> NDArray[np.int8]:
+        """The position of the first broken quarantine rule of each row, -1 for clean rows. -> [B] int8."""
+        first_B = np.full(num_rows, -1, np.int8)
         for position in reversed(range(len(self.row))):
             if self.row[position].level == "quarantine":
                 first_B[~masks[self.row[position].name]] = position
         return first_B
+
+    def names(self, first_M: NDArray[np.int8]) -> pa.Array:
+        """The rules at these positions."""
+        return pa.array([rule.name for rule in self.row], pa.string()).take(pa.array(first_M))
 
 
 def _present(column: str) -> RowRule:
@@ -195,19 +200,38 @@ def _flagged(
 
 def _first_of(name: str, says: str, columns: tuple[str, ...], *, tie_breaker: tuple[str, str] | None = None) -> RowRule:
     def mask(rows: Rows) -> Mask:
-        compared = pd.DataFrame({"dt": rows.day_B}, index=range(rows.table.num_rows))
         without_key = np.zeros(rows.table.num_rows, bool)
+        compared = [rows.day_B]
         for column in columns:
-            compared[column] = pd.factorize(rows.table[column].to_pandas())[0]  # null = -1
+            compared.append(_codes(rows.table[column]))
             if tie_breaker is None or column != tie_breaker[0]:
                 without_key |= rows.null(column)
         if tie_breaker is not None:
             nullable, other = tie_breaker
-            codes = pd.factorize(rows.table[other].to_pandas())[0]
-            compared[other] = np.where(rows.null(nullable), codes, -2)
-        return without_key | ~compared.duplicated(keep="first").to_numpy()
+            compared.append(np.where(rows.null(nullable), _codes(rows.table[other]), 0))
+        return without_key | ~_repeated(compared)
 
     return _flagged(name, says, columns + (tie_breaker[1:] if tie_breaker else ()), mask)
+
+
+def _codes(column: pa.ChunkedArray) -> NDArray[np.int64]:
+    """A number for each value, the smallest one for null. -> [B] int64."""
+    if pa.types.is_string(column.type):
+        column = pa.chunked_array([part.indices for part in column.dictionary_encode().chunks], pa.int32())
+    return pc.fill_null(column.cast(pa.int64()), NULL).to_numpy()
+
+
+def _repeated(columns: Sequence[NDArray[np.int64]]) -> Mask:
+    """Where a row is like one before it. Only rows whose hash is not their own are compared. -> [B] bool."""
+    hash_B = np.zeros(len(columns[0]), np.uint64)
+    for column in columns:
+        hash_B = hash_B * np.uint64(31) + pd.util.hash_array(column)
+    sorted_B = np.sort(hash_B)
+    shared = np.unique(sorted_B[1:][sorted_B[1:] == sorted_B[:-1]])
+    some = np.flatnonzero(pd.Series(hash_B).isin(shared))
+    repeated_B = np.zeros(len(hash_B), bool)
+    repeated_B[some] = pd.DataFrame({i: column[some] for i, column in enumerate(columns)}).duplicated()
+    return repeated_B
 
 
 def _in_catalog(column: str, catalog: str) -> RowRule:
@@ -231,19 +255,22 @@ def _mounted_known(rows: Rows) -> Mask:
 
 def _human_pace(time: str) -> RowRule:
     def mask(rows: Rows) -> Mask:
-        known_B = ~rows.null("user_id") & ~rows.null(time)
-        hour_B = pc.fill_null(rows.table[time].cast(pa.int64()), 0).to_numpy() // HOUR_US
-        compared = pd.DataFrame({"dt": rows.day_B, "user": rows.ids("user_id"), "hour": hour_B})
-        num_B = compared.groupby(["dt", "user", "hour"])["dt"].transform("size").to_numpy()
-        return ~known_B | (num_B <= MAX_EVENTS_AN_HOUR)
+        holds_B = np.ones(rows.table.num_rows, bool)
+        counts = pc.value_counts(rows.table["user_id"]).flatten()
+        busy = counts[0].filter(pc.greater(counts[1], MAX_EVENTS_AN_HOUR)).drop_null()
+        some = np.flatnonzero(pc.is_in(rows.table["user_id"], busy).to_numpy() & ~rows.null(time))
+        events = rows.table.select(["user_id", time]).take(pa.array(some))
+        hour = events[time].cast(pa.int64()).to_numpy() // HOUR_US
+        compared = pd.DataFrame({"dt": rows.day_B[some], "user": events["user_id"].to_numpy(), "hour": hour})
+        holds_B[some] = compared.groupby(["dt", "user", "hour"])["dt"].transform("size") <= MAX_EVENTS_AN_HOUR
+        return holds_B
 
     says = f"a user has at most {MAX_EVENTS_AN_HOUR:,} events in an hour; more are a bot's"
     return _flagged("user_at_human_pace", says, ("user_id", time), mask)
 
 
 def _title_not_blank(rows: Rows) -> Mask:
-    titles = rows.table["title"].to_pandas()
-    return titles.isna().to_numpy() | titles.fillna("").str.strip().ne("").to_numpy()
+    return pc.fill_null(pc.not_equal(pc.utf8_trim_whitespace(rows.table["title"]), ""), True).to_numpy()
 
 
 _TITLE = (

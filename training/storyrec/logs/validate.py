@@ -9,33 +9,33 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from statistics import median
 
 import numpy as np
 
 from storyrec.config import Config
-from storyrec.errors import DayStopped, StorageError
+from storyrec.errors import DataError, DayStopped, StorageError
 from storyrec.logs.contract import Judged, Outcome, check_contract
 from storyrec.logs.judge import Judgement, judge
 from storyrec.logs.known import CATALOG_IDS, read_pairs, replace_pairs
 from storyrec.logs.partitions import (
-    QUARANTINE,
-    VALIDATED,
+    NUM_READERS,
     Partitions,
-    concat_partitions,
     day_number,
-    list_days,
     list_files,
     missing_partition,
-    partition_key,
-    quarantine_schema,
+    missing_parts,
     read_days,
-    write_partition,
+    read_footer,
 )
 from storyrec.logs.reports import ValidationReport, make_reports, read_report, report_key, reported_days, write_report
+from storyrec.logs.rows import measure_covers
 from storyrec.logs.rules import Bounds, DayFacts
+from storyrec.logs.sieve import sift
 from storyrec.progress import Tracker, track
 from storyrec.schema import TABLES
 from storyrec.storage import Storage, open_storage
@@ -68,12 +68,12 @@ def validate_logs(config: Config, *, day: date) -> ValidationReport:
     if _backlog(files, work, day=day):
         catch_up(config, day=day)
     with track("validate_logs", total=4) as tracker:
-        read = {table: read_days(logs, table, [day], files=files[table]) for table in TABLES}
+        read = _read(logs, files, [day])
         tracker.advance(note="rows read")
         trailing = _trailing_reports(work, day=day, num_days=config.rules.trailing_days)
         judgement = _judge(config, read, files, work, days=[day], trailing=trailing)
         tracker.advance(note="rows judged")
-        (report,) = _finish(work, judgement, name=f"dt={day}", caught_up=False, tracker=tracker)
+        (report,) = _finish(logs, work, judgement, name=f"dt={day}", caught_up=False, tracker=tracker)
     for part in read.values():
         for problem in part.problems.values():
             raise problem
@@ -104,10 +104,11 @@ def catch_up(config: Config, *, day: date) -> tuple[date, ...]:
     with track("catch_up", total=len(backlog)) as tracker:
         rest = backlog
         while rest:
-            read, days = _read_batch(logs, files, rest)
-            judgement = _judge(config, read, files, work, days=days, trailing=None)
+            days = _first_batch(logs, files, rest)
+            judgement = _judge(config, _read(logs, files, days), files, work, days=days, trailing=None)
             name = f"catch-up-{days[0]}-to-{days[-1]}" if len(days) > 1 else f"dt={days[0]}"
-            _finish(work, judgement, name=name, caught_up=True, tracker=None)
+            _finish(logs, work, judgement, name=name, caught_up=True, tracker=None)
+            del judgement  # or two batches would be in memory
             rest = rest[len(days) :]
             tracker.advance(len(days), note=str(days[-1]))
     return tuple(backlog)
@@ -126,19 +127,51 @@ def _backlog(files: Files, work: Storage, *, day: date) -> list[date]:
     return sorted(earlier - reported_days(work)) if earlier else []
 
 
-def _read_batch(logs: Storage, files: Files, days: Sequence[date]) -> tuple[dict[str, Partitions], list[date]]:
-    """Read days from the first on, in growing steps, until they fill the memory that a batch may take."""
-    parts: dict[str, list[Partitions]] = {table: [] for table in TABLES}
-    done, size, step = 0, 0, 1
-    while done < len(days) and step > 0:
-        for table in TABLES:
-            part = read_days(logs, table, days[done : done + step], files=files[table])
-            parts[table].append(part)
-            size += part.table.nbytes
-        done += len(days[done : done + step])
-        room = (MAX_BATCH_BYTES - size) / max(size / done, 1)
-        step = min(4 * step, int(room))
-    return {table: concat_partitions(parts[table]) for table in TABLES}, list(days[:done])
+def _read(logs: Storage, files: Files, days: Sequence[date]) -> dict[str, Partitions]:
+    """Read days for judging: without covers. A day whose files are not all there is a problem, as an unreadable one."""
+    read = {}
+    for table in TABLES:
+        missing = {day: missing_parts(files[table].get(day, ())) for day in days}
+        gaps = {day: _gap(logs, table, day, missing=names) for day, names in missing.items() if names}
+        part = read_days(logs, table, set(days) - set(gaps), files=files[table], prepare=measure_covers)
+        read[table] = replace(part, problems={**part.problems, **gaps})
+    return read
+
+
+def _gap(logs: Storage, table: str, day: date, *, missing: Sequence[str]) -> DataError:
+    return DataError(
+        f"{len(missing)} of the day's files are missing: {', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}",
+        expected="files named part-<n>.parquet without a gap from 0 on",
+        where=f"{logs.url}/{table}/dt={day}",
+        remedy="bring the missing files, then run the same command again",
+    )
+
+
+def _first_batch(logs: Storage, files: Files, days: Sequence[date]) -> Sequence[date]:
+    """The first of the days that fit into the memory that a batch may take, by the footers of their files."""
+    size = 0
+    with ThreadPoolExecutor(NUM_READERS) as pool:
+        for number, day in enumerate(days):
+            keys = [key for table in TABLES for key in files[table].get(day, ())]
+            size += sum(pool.map(partial(_judged_bytes, logs), keys))
+            if number and size > MAX_BATCH_BYTES:
+                return days[:number]
+    return days
+
+
+def _judged_bytes(logs: Storage, key: str) -> int:
+    """About what a file's rows take in memory without the numbers of their covers."""
+    try:
+        footer = read_footer(logs, key)
+    except DataError:
+        return 0  # reading will report it
+    groups = [footer.row_group(index) for index in range(footer.num_row_groups)]
+    columns = [(group, group.column(index)) for group in groups for index in range(group.num_columns)]
+    return sum(
+        max(8 * group.num_rows, column.total_uncompressed_size)
+        for group, column in columns
+        if not column.path_in_schema.startswith("cover.")
+    )
 
 
 def _trailing_reports(work: Storage, *, day: date, num_days: int) -> list[ValidationReport]:
@@ -188,7 +221,7 @@ def _band(values: Sequence[float], band: tuple[float, float], *, min_days: int) 
 
 
 def _finish(
-    work: Storage, judgement: Judgement, *, name: str, caught_up: bool, tracker: Tracker | None
+    logs: Storage, work: Storage, judgement: Judgement, *, name: str, caught_up: bool, tracker: Tracker | None
 ) -> list[ValidationReport]:
     """Check the contract, then write everything that the days are to have."""
     with _scratch_folder() as docs:
@@ -196,7 +229,10 @@ def _finish(
         if tracker:
             tracker.advance(note="contract checked")
         reports = make_reports(judgement, outcomes, caught_up=caught_up, data_docs=f"{DATA_DOCS}/{name}")
-        _write_rows(work, judgement, reports)
+        sift(logs, work, judgement, reports)
+        valid = [report.day for report in reports if report.status == "valid"]
+        if valid:
+            _write_catalog_ids(work, judgement, days=valid)
         _write_docs(work, docs, name=name)
     with ThreadPoolExecutor(NUM_WRITERS) as pool:
         list(pool.map(lambda report: write_report(work, report), reports))
@@ -231,39 +267,12 @@ def _check(judgement: Judgement, *, name: str, docs: Path, with_days: bool) -> d
     return check_contract(tables, name=name, run_time=datetime(last.year, last.month, last.day, tzinfo=UTC), docs=docs)
 
 
-def _write_rows(work: Storage, judgement: Judgement, reports: Sequence[ValidationReport]) -> None:
-    old = {
-        prefix: {table: set(list_days(work, table, prefix=prefix)) for table in TABLES}
-        for prefix in (QUARANTINE, VALIDATED)
-    }
-    reported = reported_days(work)
-
-    def write_day(report: ValidationReport) -> None:
-        day = report.day
-        if day in reported:
-            work.delete(report_key(day))
-        for table, judged in judgement.tables.items():
-            if judged.has_quarantined(day):
-                bad = judged.quarantined(day, table=table)
-                write_partition(work, table, day, bad, prefix=QUARANTINE, schema=quarantine_schema(table))
-            elif day in old[QUARANTINE][table]:
-                work.delete(partition_key(table, day, prefix=QUARANTINE))
-            if report.status == "stopped":
-                continue
-            if day in judged.present:
-                write_partition(work, table, day, judged.valid(day), prefix=VALIDATED)
-            elif day in old[VALIDATED][table]:
-                work.delete(partition_key(table, day, prefix=VALIDATED))
-
-    with ThreadPoolExecutor(NUM_WRITERS) as pool:
-        list(pool.map(write_day, reports))
-    valid = [report.day for report in reports if report.status == "valid"]
+def _write_catalog_ids(work: Storage, judgement: Judgement, *, days: Sequence[date]) -> None:
     for table, column in CATALOG_IDS.items():
         judged = judgement.tables[table]
-        keep = (judged.first_B < 0) & np.isin(judged.rows.day_B, [day_number(day) for day in valid])
-        if valid:
-            ids_M, day_M = judged.rows.ids(column)[keep], judged.rows.day_B[keep]
-            replace_pairs(work, table, days=valid, ids_M=ids_M, day_M=day_M)
+        keep = (judged.first_B < 0) & np.isin(judged.rows.day_B, [day_number(day) for day in days])
+        ids_M, day_M = judged.rows.ids(column)[keep], judged.rows.day_B[keep]
+        replace_pairs(work, table, days=days, ids_M=ids_M, day_M=day_M)
 
 
 def _write_docs(work: Storage, docs: Path, *, name: str) -> None:

@@ -1,0 +1,117 @@
+"""Steps whose disk is full halfway: one clear error, the old state stays, and the same command finishes later."""
+
+import resource
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import date, timedelta
+from pathlib import Path
+
+import pytest
+
+from builders import planted_config, write_validated
+from storyrec.analysis import database
+from storyrec.analysis.analyze import analyze
+from storyrec.analysis.report import write_analysis
+from storyrec.config import Config, Locations, load_config
+from storyrec.data.dataset import Dataset, build_dataset
+from storyrec.errors import StorageError
+from storyrec.logs.simulate import simulate
+from storyrec.logs.validate import validate_logs
+
+FIRST_DAY = date(2026, 3, 1)
+
+
+@contextmanager
+def full_disk(num_bytes: int) -> Iterator[None]:
+    """No file may grow beyond this size, as on a disk that is full."""
+    old = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, old[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, old)
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    """Every file but the data docs."""
+    found = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    return {name: content for name, content in found.items() if not name.startswith("data_docs/")}
+
+
+def simulated(folder: Path) -> Callable[[], object]:
+    return lambda: simulate(
+        out_logs=folder / "logs",
+        out_truth=folder / "truth",
+        num_users=12,
+        num_days=3,
+        first_day=FIRST_DAY,
+        seed=7,
+    )
+
+
+def test_simulate_leaves_nothing_and_starts_again(tmp_path: Path) -> None:
+    run = simulated(tmp_path)
+    with full_disk(60_000), pytest.raises(StorageError, match="cannot write"):  # events fit, catalogs do not
+        run()
+    assert list(tmp_path.iterdir()) == []
+    run()
+    assert (tmp_path / "logs" / "_marketplace.json").is_file()
+
+
+def test_validate_logs_keeps_what_other_days_hold_and_finishes_later(tmp_path: Path) -> None:
+    simulated(tmp_path)()
+    locations = Locations(logs=str(tmp_path / "logs"), work=str(tmp_path / "work"))
+    config = Config(locations=locations)
+    validate_logs(config, day=FIRST_DAY)
+    first = files_of(tmp_path / "work")
+    day = FIRST_DAY + timedelta(days=1)
+    catalog = max(path.stat().st_size for path in (tmp_path / "logs" / "products" / f"dt={day}").iterdir())
+    with full_disk(catalog // 2), pytest.raises(StorageError, match="File too large"):
+        validate_logs(config, day=day)
+    halfway = files_of(tmp_path / "work")
+    assert {name: halfway[name] for name in first} == first
+    assert f"reports/dt={day}.json" not in halfway
+    validate_logs(config, day=day)
+    assert f"reports/dt={day}.json" in files_of(tmp_path / "work")
+
+
+def test_build_dataset_keeps_the_old_one(tmp_path: Path) -> None:
+    config = planted_config(tmp_path)
+    day = write_validated(tmp_path, num_users=20, num_days=4, items_per_day=10)
+    out = tmp_path / "dataset"
+    build_dataset(config, day=day - timedelta(days=1), out=out)
+    before = files_of(out)
+    with full_disk(max(map(len, before.values())) // 2), pytest.raises(StorageError, match="cannot write"):
+        build_dataset(config, day=day, out=out)
+    assert files_of(out) == before
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+    build_dataset(config, day=day, out=out)
+    assert Dataset.load(out).day == day
+
+
+def test_analyze_keeps_the_old_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    simulated(tmp_path)()
+    out = tmp_path / "analysis"
+    run_analyze(tmp_path / "logs", out)
+    before = files_of(out)
+    with full_disk(10_000), pytest.raises(StorageError, match="cannot write"):
+        run_analyze(tmp_path / "logs", out)
+    assert files_of(out) == before
+    monkeypatch.setattr(database, "MEMORY", "12MB")  # so that tables go to the temporary folder
+    with full_disk(10_000), pytest.raises(StorageError, match="cannot measure the logs"):
+        run_analyze(tmp_path / "logs", out)
+    assert files_of(out) == before
+
+
+def run_analyze(data: Path, out: Path) -> None:
+    settings = load_config(None)
+    found = analyze(
+        data,
+        history_days=settings.windows.history_days,
+        sequence_length=settings.features.sequence_length,
+        vocabulary_size=settings.features.vocabulary_size,
+        min_word_count=settings.features.min_word_count,
+        max_title_words=settings.features.max_title_words,
+        seed=settings.aden.seed,
+    )
+    write_analysis(found, out)
