@@ -4,6 +4,7 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+SPARK := $(VENV)/.spark
 
 export OMP_NUM_THREADS ?= 1
 
@@ -21,7 +22,7 @@ down: $(READY)
 test: $(READY)
 	$(BIN)/pytest
 
-test-slow: $(READY)
+test-slow: $(READY) $(SPARK)
 	$(BIN)/pytest -m slow
 
 check: $(READY)
@@ -43,10 +44,17 @@ $(READY): requirements.lock pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "Setting up $(VENV) ..."
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check "uv==$(shell sed -n 's/^uv==//p' requirements.lock)"
-	@grep -v '^torch==' requirements.lock > $(VENV)/requirements.txt
+	@grep -vE '^(torch|pyspark|py4j)==' requirements.lock > $(VENV)/requirements.txt
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps -r $(VENV)/requirements.txt
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check "$(shell grep '^torch==' requirements.lock)"
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
+	@touch $@
+
+# half a gigabyte that one machine does not need
+$(SPARK): $(READY)
+	@echo "Setting up Spark ..."
+	@grep -E '^(pyspark|py4j)==' requirements.lock > $(VENV)/spark.txt
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps -r $(VENV)/spark.txt
 	@touch $@
 
 lock: $(READY)

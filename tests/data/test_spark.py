@@ -75,7 +75,7 @@ EVENTS = st.lists(st.tuples(st.integers(1, 3), st.integers(0, 2), st.integers(0,
 
 
 @settings(max_examples=10, deadline=None, suppress_health_check=list(HealthCheck))
-@given(shown=EVENTS, labels=st.lists(st.booleans(), min_size=25, max_size=25), clicks=EVENTS, share=st.floats(0.1, 0.6))
+@given(shown=EVENTS, labels=st.lists(st.booleans(), min_size=25, max_size=25), clicks=EVENTS, share=st.floats(0.1, 0.45))
 def test_any_logs_give_the_same_dataset(
     tmp_path_factory: pytest.TempPathFactory,
     shown: list[tuple[int, int, int, int]],
@@ -128,6 +128,12 @@ def test_training_days_of_one_time_are_refused(tmp_path: Path) -> None:
     assert not list(tmp_path.glob(".spark-*"))
 
 
-def test_a_master_that_is_none_is_a_clear_error() -> None:
-    with pytest.raises(PlatformError, match="Spark does not start"), open_session("nonsense", conf=CONF):
+def test_a_spark_that_does_not_start_is_a_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    from pyspark.sql import SparkSession
+
+    def refuse(self: object) -> None:
+        raise OSError("no Java here")
+
+    monkeypatch.setattr(SparkSession.Builder, "getOrCreate", refuse)
+    with pytest.raises(PlatformError, match="no Java here"), open_session("local[2]", conf=CONF):
         pass

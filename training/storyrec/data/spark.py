@@ -229,14 +229,14 @@ def _cut(training: "DataFrame", *, last_share: float) -> int:
 
 def _balance(training: "DataFrame", *, seed: int) -> "DataFrame":
     """Every click and as many non-clicks of the day; see `balance`."""
+    from pyspark.sql.functions import expr
+
     groups = (
         training.groupBy("day", "user_id")
-        .agg({"clicked": "count_if", "*": "count"})
-        .toDF("day", "user_id", "num_clicked", "num_shown")
+        .agg(expr("count_if(clicked)").alias("num_clicked"), expr("count_if(NOT clicked)").alias("num_passed"))
         .toPandas()
         .sort_values(["day", "user_id"])
     )
-    groups["num_passed"] = groups["num_shown"] - groups["num_clicked"]
     drawn = []
     for day, own in groups.groupby("day"):
         ends_G = own["num_passed"].cumsum().to_numpy()
