@@ -31,6 +31,11 @@ CMD ["airflow", "standalone"]
 FROM base AS training
 RUN pip install --no-cache-dir "$(grep '^torch==' requirements.lock)" \
  && uv pip install --system --constraint requirements.lock ".[training]"
+ARG SPARK=
+RUN if [ -n "$SPARK" ]; then \
+      apt-get update && apt-get install --yes --no-install-recommends default-jre-headless && rm -rf /var/lib/apt/lists/* \
+      && uv pip install --system --constraint requirements.lock ".[spark]"; \
+    fi
 COPY components components
 USER storyrec
 ENTRYPOINT ["storyrec"]
