@@ -12,9 +12,19 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from storyrec.logs.simulate.exposures import Exposures, stable_order
 from storyrec.logs.simulate.pools import Pools, draw_published
+from storyrec.logs.simulate.presets import Preset
 from storyrec.logs.simulate.truth import CLICK_MODELS, Knobs, Shown
-from storyrec.logs.simulate.wants import DAY_US, HOUR_US, NUM_SLOTS, Wants, choose_interests, product_weights
+from storyrec.logs.simulate.wants import (
+    DAY_US,
+    HOUR_US,
+    NUM_SLOTS,
+    Wants,
+    blocks,
+    choose_interests,
+    product_weights,
+)
 from storyrec.logs.simulate.world import STORY_INTERESTS, Floats, Ints, World
 
 EXPOSURE_SHARES = (0.54, 0.40, 0.06)  # popular and fresh, noisy interest, wanted
@@ -51,50 +61,47 @@ class Day:
 
 
 def simulate_day(
+    preset: Preset,
     world: World,
     wants: Wants,
     pools: Pools,
     *,
     day: int,
     first_us: int,
-    seen: Ints,
+    exposures: Exposures,
     knobs: Knobs,
     rng: np.random.Generator,
 ) -> Day:
     """Draw the events of a day.
 
     Args:
+        preset: how much users do, and when.
         world: items, and the users whose day it is.
         wants: of these users.
         pools: of this day.
         day: days since the first.
-        seen: sorted `user * num_stories + story` of all earlier impressions: a story is shown to a user once.
+        exposures: of all earlier days; those of this day are added.
     """
     user_R, request_us_R, click_user_C, clicked_us_C = _draw_visits(
-        world, day=day, day_us=first_us + day * DAY_US, rng=rng
+        preset, world, day=day, day_us=first_us + day * DAY_US, rng=rng
     )
     size_R = rng.choice(REQUEST_SIZES, len(user_R), p=REQUEST_SIZE_SHARES)
     request_I = np.repeat(np.arange(len(user_R)), size_R)
     user_I, shown_us_I = user_R[request_I], request_us_R[request_I]
     story_I = _draw_stories(world, wants, pools, user_I, shown_us_I, rng=rng)
 
-    key_I = user_I * len(world.stories.topic_N) + story_I
-    _, first_shown = np.unique(key_I, return_index=True)
-    kept_I = np.zeros(len(key_I), bool)
-    kept_I[first_shown] = True
-    kept_I &= seen[np.minimum(np.searchsorted(seen, key_I), len(seen) - 1)] != key_I if len(seen) else True
+    kept_I = exposures.add(user_I, story_I)
     user_I, story_I, shown_us_I, request_I = user_I[kept_I], story_I[kept_I], shown_us_I[kept_I], request_I[kept_I]
 
-    wanted = [wants.at(user_I, shown_us_I, slot=slot) for slot in range(NUM_SLOTS)]
     model = CLICK_MODELS[knobs.click_model]
     shown = Shown(
         user_I=user_I,
         story_I=story_I,
         request_I=request_I,
-        intent_latent_I2Z=np.stack([latent for _, latent, _ in wanted], axis=1),
-        intent_strength_I2=np.stack([strength for _, _, strength in wanted], axis=1),
+        wants_I2=np.stack([wants.at(user_I, shown_us_I, slot=slot) for slot in range(NUM_SLOTS)], axis=1),
+        shift_I=np.zeros(len(user_I), np.float32),
     )
-    probability_I = model.probability(world, shown, knobs=knobs)
+    probability_I = model.probability(world, wants, shown, knobs=knobs)
     product_C = _draw_products(world, wants, pools, click_user_C, clicked_us_C, rng=rng)
     return Day(
         user_I=user_I,
@@ -109,7 +116,9 @@ def simulate_day(
     )
 
 
-def _draw_visits(world: World, *, day: int, day_us: int, rng: np.random.Generator) -> tuple[Ints, Ints, Ints, Ints]:
+def _draw_visits(
+    preset: Preset, world: World, *, day: int, day_us: int, rng: np.random.Generator
+) -> tuple[Ints, Ints, Ints, Ints]:
     """Requests (user, time) and product clicks (user, time) of a day, each sorted by time.
 
     A user comes one to four times. Products are looked at first: about twenty clicks come before
@@ -138,10 +147,10 @@ def _draw_visits(world: World, *, day: int, day_us: int, rng: np.random.Generato
     first_visitor = np.repeat(np.arange(len(active_A)), num_first_A)
     first_us = starts_A4[first_visitor, 0] - (rng.random(len(first_visitor)) * HOUR_US).astype(np.int64)
 
-    by_time = np.argsort(request_us, kind="stable")
+    by_time = stable_order(request_us)
     click_us = np.concatenate([first_us, later_us])
     click_visitor = np.concatenate([first_visitor, later_visitor])
-    click_by_time = np.argsort(click_us, kind="stable")
+    click_by_time = stable_order(click_us)
     return (
         active_A[request_visitor[by_time]],
         day_us + request_us[by_time],
@@ -165,7 +174,7 @@ def _draw_stories(
     topic_I = np.where(way_I == 1, guess_I, -1)
     for slot in range(NUM_SLOTS):
         rows = np.flatnonzero((way_I == 2) & (slot_I == slot))
-        topic_I[rows], _, _ = wants.at(user_I[rows], shown_us_I[rows], slot=slot)
+        topic_I[rows] = wants.topic_W[wants.at(user_I[rows], shown_us_I[rows], slot=slot)]
     published_us_N = world.stories.published_us_N
     return draw_published(
         pools.stories, pools.older_stories, topic_I, shown_us_I, published_us_N=published_us_N, rng=rng
@@ -181,17 +190,23 @@ def _draw_products(
     interest_C = choose_interests(weight_UJ, user_C, rng=rng)
     topic_C = np.where(way_C == 1, users.topic_UJ[user_C, interest_C], -1)
     slot_C = rng.integers(0, NUM_SLOTS, len(user_C))
-    wanted_CZ = np.zeros((len(user_C), products.latent_NZ.shape[1]), np.float32)
+    want_C = np.zeros(len(user_C), np.int64)
     for slot in range(NUM_SLOTS):
         rows = np.flatnonzero((way_C == 0) & (slot_C == slot))
-        topic_C[rows], wanted_CZ[rows], _ = wants.at(user_C[rows], clicked_us_C[rows], slot=slot)
+        want_C[rows] = wants.at(user_C[rows], clicked_us_C[rows], slot=slot)
+    wanting = np.flatnonzero(way_C == 0)
+    topic_C[wanting] = wants.topic_W[want_C[wanting]]
 
     def draw() -> Ints:
         return draw_published(
             pools.products, pools.older_products, topic_C, clicked_us_C, published_us_N=products.published_us_N, rng=rng
         )
 
-    first_C, second_C = draw(), draw()
+    product_C, other_C = draw(), draw()
     # who wants something clicks the nearer of two
-    distance = [((products.latent_NZ[rows] - wanted_CZ) ** 2).sum(axis=1) for rows in (first_C, second_C)]
-    return np.where((way_C == 0) & (distance[1] < distance[0]), second_C, first_C)
+    for block in blocks(len(wanting)):
+        rows = wanting[block]
+        wanted_CZ = wants.latent_WZ[want_C[rows]]
+        distances = [((products.latent_NZ[some[rows]] - wanted_CZ) ** 2).sum(axis=1) for some in (product_C, other_C)]
+        product_C[rows] = np.where(distances[1] < distances[0], other_C[rows], product_C[rows])
+    return product_C

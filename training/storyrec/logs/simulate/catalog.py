@@ -63,7 +63,8 @@ def write_catalogs(
         table, faults = add_faults(to_table(columns, TABLES[name]), name=name, rng=rng)
         if scenario.broken_covers and day == num_days - 1:
             table = break_covers(table)
-        write_part(table, logs / name, partition=str(first_day + timedelta(days=day)), part=part)
+        partition = str(first_day + timedelta(days=day))
+        write_part(table, logs / name, partition=partition, part=part, use_dictionary=True)
         counts.add(name, rows=table.num_rows, faults=faults)
 
     for day in range(num_days):

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal
 
+BySource = tuple[float, float, float, float, float, float]
+
 
 @dataclass(frozen=True)
 class Preset:
@@ -13,6 +15,7 @@ class Preset:
     Attributes:
         says: what it is like, in a sentence.
         num_users: users of the whole marketplace; about four in ten come on a day.
+        format: raised whenever the same settings give other logs.
         old_products_per_user: products that are there from the start.
         new_products_per_user: products that are new each day.
         base_new_stories, new_stories_per_user: stories that are new each day, and on each of the seven days before.
@@ -20,17 +23,20 @@ class Preset:
             with a second or third mounted product, whose words were not copied, are nearly all in the lower bins, so
             the first ones are drawn from a little above the table.
         missing_cover_share: items without a cover.
+        source_logit: how readily stories of each source are clicked, in the order of `SOURCES`; invented.
         language: "zh": words are two Chinese characters each, without spaces.
     """
 
     says: str
     num_users: int
+    format: int = 1
     old_products_per_user: float = 9.0
     new_products_per_user: float = 0.2
     base_new_stories: int = 300
     new_stories_per_user: float = 0.24
     title_shares: tuple[float, float, float, float, float] = (0.388, 0.1735, 0.109, 0.124, 0.2055)
     missing_cover_share: float = 0.01
+    source_logit: BySource = (0.20, -0.05, 0.15, 0.05, -0.15, -0.30)
     language: Literal["en", "zh"] = "en"
 
     def num_old_products(self, num_users: int) -> int:

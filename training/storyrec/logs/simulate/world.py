@@ -76,7 +76,7 @@ class Users:
     Attributes:
         topic_UJ, latent_UJZ, weight_UJ: subtopic, centre and weight (sums to 1 within a domain) of an interest.
         taste_UE: taste for style, [U, 8].
-        source_taste_UO: taste for each source, [U, sources].
+        source_taste_UO: added to a click's logit by the story's source, [U, sources].
         bias_U: how readily a user clicks, [U].
         activity_U: chance to be active on a day, [U].
         volume_U: relative number of requests on an active day, [U].
@@ -165,7 +165,9 @@ def draw_catalogs(
     return Catalogs(topics, products, stories, traits)
 
 
-def draw_users(topics: Topics, *, num_users: int, num_days: int, shared: bool, rng: np.random.Generator) -> Users:
+def draw_users(
+    preset: Preset, topics: Topics, *, num_users: int, num_days: int, shared: bool, rng: np.random.Generator
+) -> Users:
     """Draw some users.
 
     Args:
@@ -190,7 +192,7 @@ def draw_users(topics: Topics, *, num_users: int, num_days: int, shared: bool, r
         latent_UJZ=latent_UJZ,
         weight_UJ=weight_UJ / of_story,
         taste_UE=_normal(rng, num_users, STYLE_WIDTH) / np.float32(2),
-        source_taste_UO=0.3 * _normal(rng, num_users, len(SOURCES)),
+        source_taste_UO=np.asarray(preset.source_logit, np.float32) + 0.3 * _normal(rng, num_users, len(SOURCES)),
         bias_U=_normal(rng, num_users),
         activity_U=rng.beta(1.3, 2.3, num_users),
         volume_U=np.exp(0.6 * rng.standard_normal(num_users)),
