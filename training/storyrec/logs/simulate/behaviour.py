@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from storyrec.logs.simulate.exposures import Exposures, stable_order
+from storyrec.logs.simulate.exposures import Exposures, first_of, stable_order
 from storyrec.logs.simulate.pools import Pools, draw_published
 from storyrec.logs.simulate.presets import Preset
 from storyrec.logs.simulate.truth import CLICK_MODELS, Knobs, Shown
@@ -32,16 +32,15 @@ BROWSE_SHARES = (0.50, 0.40, 0.10)  # product clicks: wanted, interest, popular
 FRESHNESS_DAYS = 2.0  # in which a story's exposure falls to 1/e
 GUESS_NOISE = 0.3  # share of the interest guesses that miss
 REQUEST_SIZES, REQUEST_SIZE_SHARES = (1, 2, 3, 4, 5, 6, 8), (0.18, 0.23, 0.24, 0.16, 0.11, 0.06, 0.02)
-MEAN_REQUESTS = 20.0
-MEAN_PRODUCT_CLICKS = 22.0  # beside those before the first story of the day
-FIRST_PRODUCT_CLICKS = 24.0
 SESSION_US = 25 * 60_000_000
-HOUR_WEIGHTS = np.array([0, 0, 0, 0, 0, 0, 1, 2, 3, 3, 3, 3, 4, 4, 3, 3, 3, 4, 5, 6, 7, 7, 5, 0], float)
+SECOND_US = 1_000_000
+SLOWEST_SCROLL_US = 20 * SECOND_US
+GLANCE_US = 90 * SECOND_US
 
 
 @dataclass(frozen=True)
 class Day:
-    """A day's events, both tables sorted by time.
+    """A day's events, sorted by the time of the request or click.
 
     Attributes:
         user_I, story_I, shown_us_I, request_I, probability_I, clicked_I: impressions; users and
@@ -88,9 +87,18 @@ def simulate_day(
     size_R = rng.choice(REQUEST_SIZES, len(user_R), p=REQUEST_SIZE_SHARES)
     request_I = np.repeat(np.arange(len(user_R)), size_R)
     user_I, shown_us_I = user_R[request_I], request_us_R[request_I]
+    if preset.scroll_seconds:
+        place_I = np.arange(len(user_I)) - np.repeat(np.cumsum(size_R) - size_R, size_R)
+        pace_R = rng.exponential(preset.scroll_seconds * SECOND_US, len(user_R)).clip(max=SLOWEST_SCROLL_US)
+        shown_us_I += (place_I * pace_R[request_I]).astype(np.int64)
     story_I = _draw_stories(world, wants, pools, user_I, shown_us_I, rng=rng)
 
     kept_I = exposures.add(user_I, story_I)
+    if preset.repeat_share:
+        kept_I |= rng.random(len(user_I)) < preset.repeat_share
+        rows = np.flatnonzero(kept_I)
+        kept_I[:] = False  # a list has a story once
+        kept_I[rows[first_of(request_I[rows] * len(world.stories.topic_N) + story_I[rows])]] = True
     user_I, story_I, shown_us_I, request_I = user_I[kept_I], story_I[kept_I], shown_us_I[kept_I], request_I[kept_I]
 
     model = CLICK_MODELS[knobs.click_model]
@@ -99,7 +107,7 @@ def simulate_day(
         story_I=story_I,
         request_I=request_I,
         wants_I2=np.stack([wants.at(user_I, shown_us_I, slot=slot) for slot in range(NUM_SLOTS)], axis=1),
-        shift_I=np.zeros(len(user_I), np.float32),
+        shift_I=np.asarray(preset.hour_logit, np.float32)[(shown_us_I - first_us) // HOUR_US % 24],
     )
     probability_I = model.probability(world, wants, shown, knobs=knobs)
     product_C = _draw_products(world, wants, pools, click_user_C, clicked_us_C, rng=rng)
@@ -127,15 +135,15 @@ def _draw_visits(
     users = world.users
     comes_U = (rng.random(len(users.activity_U)) < users.activity_U) & (users.joined_U < day)
     active_A = np.flatnonzero(comes_U | (users.joined_U == day))
-    hour_weights = HOUR_WEIGHTS / HOUR_WEIGHTS.sum()
+    hour_weights = np.asarray(preset.hour_weights, float) / sum(preset.hour_weights)
     starts_A4 = np.sort(rng.choice(24, (len(active_A), 4), p=hour_weights) * HOUR_US, axis=1)
     starts_A4 += (rng.random(starts_A4.shape) * 0.5 * HOUR_US).astype(np.int64)
     num_sessions_A = rng.integers(1, 5, len(active_A))
 
     volume_A = users.volume_U[active_A] * np.exp(0.4 * rng.standard_normal(len(active_A)))
-    num_requests_A = rng.poisson(MEAN_REQUESTS * volume_A)
-    num_first_A = rng.poisson(FIRST_PRODUCT_CLICKS * np.exp(0.12 * rng.standard_normal(len(active_A))))
-    num_later_A = rng.poisson(MEAN_PRODUCT_CLICKS * volume_A)
+    num_requests_A = rng.poisson(preset.mean_requests * volume_A)
+    num_first_A = rng.poisson(preset.first_product_clicks * users.browses_U[active_A] * np.exp(0.12 * rng.standard_normal(len(active_A))))
+    num_later_A = rng.poisson(preset.mean_glances * users.browses_U[active_A] * volume_A)
 
     def session_times(num_A: Ints) -> tuple[Ints, Ints]:
         visitor = np.repeat(np.arange(len(active_A)), num_A)
@@ -144,6 +152,10 @@ def _draw_visits(
 
     request_visitor, request_us = session_times(num_requests_A)
     later_visitor, later_us = session_times(num_later_A)
+    if preset.glance_clicks > 1:
+        num_clicks = 1 + rng.poisson(preset.glance_clicks - 1, len(later_us))
+        later_visitor, later_us = np.repeat(later_visitor, num_clicks), np.repeat(later_us, num_clicks)
+        later_us += (rng.random(len(later_us)) * GLANCE_US).astype(np.int64)
     first_visitor = np.repeat(np.arange(len(active_A)), num_first_A)
     first_us = starts_A4[first_visitor, 0] - (rng.random(len(first_visitor)) * HOUR_US).astype(np.int64)
 
