@@ -45,7 +45,7 @@ class Preset:
         source_exposure: how often a source's story is shown, relative to others.
         source_logit: how readily stories of each source are clicked, by source.
         language: "zh": words are two Chinese characters each, without spaces.
-        latin_share: brands that stay as they are in Chinese titles; measures, new words and English fashion then do too.
+        latin_share: brands and sizes that stay as they are in Chinese titles; new words and English fashion then do too.
     """
 
     says: str
@@ -92,24 +92,25 @@ class Preset:
 
 
 # by hour, UTC as all logs: few in the night, most in the evening, who are also the readiest to click
-_VISITS = (0, 12, 7, 4, 3, 4, 10, 18, 24, 28, 30, 31, 36, 34, 30, 30, 32, 36, 44, 58, 76, 90, 84, 52)
-_READINESS = tuple(round(0.22 * math.cos((hour - 21) / 12 * math.pi), 2) for hour in range(24))
+_VISITS = (0, 8, 4, 2, 2, 2, 5, 10, 14, 17, 20, 22, 28, 27, 25, 26, 30, 36, 48, 72, 110, 140, 150, 110)
+_READINESS = tuple(round(0.09 + 0.22 * math.cos((hour - 21) / 12 * math.pi), 2) for hour in range(24))
 
 _LIKE_TAOBAO: dict[str, Any] = {
     "format": 2,
+    "base_new_stories": 30,
     "has_drawn_lengths": True,
     "clickbait_share": 0.04,
     "new_word_share": 0.08,
     "missing_cover_share": 0.015,
     "changed_share": 0.003,
-    "category_spread": 0.55,
-    "category_agreement": 0.4,
-    "mean_requests": 18.0,
+    "category_spread": 0.42,
+    "category_agreement": 0.0,
+    "mean_requests": 21.4,
     "scroll_seconds": 4.0,
-    "repeat_share": 0.3,
+    "repeat_share": 0.2,
     "first_product_clicks": 24.0,
-    "mean_glances": 8.0,
-    "glance_clicks": 3.0,
+    "mean_glances": 6.5,
+    "glance_clicks": 3.6,
     "productless_share": 0.004,
     "hour_weights": _VISITS,
     "hour_logit": _READINESS,
@@ -117,7 +118,7 @@ _LIKE_TAOBAO: dict[str, Any] = {
     "source_exposure": (1.8, 1.2, 1.6, 0.6, 0.7, 0.3),
     "source_logit": (0.30, -0.10, 0.25, 0.05, -0.35, -0.50),
     "language": "zh",
-    "latin_share": 0.35,
+    "latin_share": 0.3,
 }
 
 PRESETS: Mapping[str, Preset] = MappingProxyType(
@@ -128,8 +129,9 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
         "srd-1": Preset(
             "SRD-1 at its size",
             690_000,
-            new_stories_per_user=0.09,
-            title_shares=(0.388, 0.1735, 0.109, 0.124, 0.2055),
+            old_products_per_user=12.0,
+            new_stories_per_user=0.055,
+            title_shares=(0.372, 0.1835, 0.1035, 0.1265, 0.2145),
             **_LIKE_TAOBAO,
         ),
         "srd-2": Preset(

@@ -28,9 +28,9 @@ SHAPES: tuple[tuple[tuple[str, int], ...], ...] = (
 BIN_EDGES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 COPY_WEIGHT = {"extra": 0.5, "coined": 0.8, "noun": 4.0, "attribute": 2.0, "colour": 1.5, "use": 1.0, "brand": 0.3, "size": 0.3}
 KINDS = ("brand", "attribute", "colour", "attribute", "noun", "noun", "attribute", "use", "size")
-EXTRA_KINDS = ("extra",) * 7 + ("coined",)
+EXTRA_KINDS = ("extra",) * 8 + ("coined",)
 KEYWORDS_LOST = 1.6  # of a full title, on average
-MEDIAN_TOLD, SPREAD_TOLD = 6.3, 0.38  # words of a story's title, log-normal
+MEDIAN_TOLD, SPREAD_TOLD = 6.2, 0.34  # words of a story's title, log-normal
 OWN_SHARE = 0.5  # of extra keywords: attributes of the category
 NO_WORD = -1
 FIRST_CHARACTER, NUM_CHARACTERS = 0x4E00, 3_000  # words are spelt with these
@@ -254,7 +254,7 @@ def spell(words: Sequence[str], *, language: Literal["en", "zh"], latin_share: f
     """A title out of its words: as they are, or each as two Chinese characters without spaces between.
 
     Args:
-        latin_share: of brands, that stay as they are in a Chinese title; if there are any, so do measures, trends and
+        latin_share: of brands and sizes that stay as they are in a Chinese title; if there are any, so do trends and
             new words. Two such words keep a space between.
     """
     if language == "en":
@@ -270,8 +270,10 @@ def spell(words: Sequence[str], *, language: Literal["en", "zh"], latin_share: f
 def _in_chinese(word: str, latin_share: float) -> str:
     code = zlib.crc32(word.encode())
     lexicon = load_lexicon()
-    is_latin = word in lexicon.trends or any(sign.isdigit() for sign in word)
-    if latin_share and (is_latin or (word in lexicon.brands and code % 1_000 < 1_000 * latin_share)):
+    has_digit = any(sign.isdigit() for sign in word)
+    is_new = has_digit and word not in lexicon.sizes
+    may_stay = code % 1_000 < 1_000 * latin_share and (has_digit or word in lexicon.brands)
+    if latin_share and (may_stay or is_new or word in lexicon.trends):
         return word
     first, second = divmod(code % NUM_CHARACTERS**2, NUM_CHARACTERS)
     return chr(FIRST_CHARACTER + first) + chr(FIRST_CHARACTER + second)
