@@ -101,7 +101,9 @@ def main() -> None:
         f"impressions      {num_impressions / users.seconds:9,.0f} a second of CPU time, peak {users.peak_mib:,.0f} MiB"
     )
     print(f"items, covers    {num_items / items.seconds:9,.0f} a second of CPU time, peak {items.peak_mib:,.0f} MiB")
-    print(f"both together    {num_impressions / (users.seconds + items.seconds):9,.0f} impressions a second of CPU time")
+    print(
+        f"both together    {num_impressions / (users.seconds + items.seconds):9,.0f} impressions a second of CPU time"
+    )
 
 
 if __name__ == "__main__":

@@ -93,12 +93,15 @@ def simulate_day(
         shown_us_I += (place_I * pace_R[request_I]).astype(np.int64)
     story_I = _draw_stories(world, wants, pools, user_I, shown_us_I, rng=rng)
 
-    kept_I = exposures.add(user_I, story_I)
     if preset.repeat_share:
-        kept_I |= rng.random(len(user_I)) < preset.repeat_share
+        is_again_I = rng.random(len(user_I)) < preset.repeat_share
+        story_I = _repeat_stories(user_I, story_I, is_again_I, rng=rng)
+        kept_I = exposures.add(user_I, story_I) | is_again_I
         rows = np.flatnonzero(kept_I)
         kept_I[:] = False  # a list has a story once
         kept_I[rows[first_of(request_I[rows] * len(world.stories.topic_N) + story_I[rows])]] = True
+    else:
+        kept_I = exposures.add(user_I, story_I)
     user_I, story_I, shown_us_I, request_I = user_I[kept_I], story_I[kept_I], shown_us_I[kept_I], request_I[kept_I]
 
     model = CLICK_MODELS[knobs.click_model]
@@ -142,7 +145,9 @@ def _draw_visits(
 
     volume_A = users.volume_U[active_A] * np.exp(0.4 * rng.standard_normal(len(active_A)))
     num_requests_A = rng.poisson(preset.mean_requests * volume_A)
-    num_first_A = rng.poisson(preset.first_product_clicks * users.browses_U[active_A] * np.exp(0.12 * rng.standard_normal(len(active_A))))
+    num_first_A = rng.poisson(
+        preset.first_product_clicks * users.browses_U[active_A] * np.exp(0.12 * rng.standard_normal(len(active_A)))
+    )
     num_later_A = rng.poisson(preset.mean_glances * users.browses_U[active_A] * volume_A)
 
     def session_times(num_A: Ints) -> tuple[Ints, Ints]:
@@ -191,6 +196,19 @@ def _draw_stories(
     return draw_published(
         pools.stories, pools.older_stories, topic_I, shown_us_I, published_us_N=published_us_N, rng=rng
     )
+
+
+def _repeat_stories(
+    user_I: Ints, story_I: Ints, is_again_I: npt.NDArray[np.bool_], *, rng: np.random.Generator
+) -> Ints:
+    """The stories, some of them replaced by one that the user was to see earlier that day, if there was any."""
+    order_I = stable_order(user_I)
+    ordered_I = user_I[order_I]
+    begin_I = np.searchsorted(ordered_I, ordered_I)  # where each user's begin
+    earlier_I = begin_I + (rng.random(len(user_I)) * (np.arange(len(user_I)) - begin_I)).astype(np.int64)
+    shown_I = np.empty_like(story_I)
+    shown_I[order_I] = np.where(is_again_I[order_I], story_I[order_I[earlier_I]], story_I[order_I])
+    return shown_I
 
 
 def _draw_products(

@@ -34,8 +34,8 @@ class Preset:
         category_agreement: correlation of that popularity between the domains. Paper: Fig. 4.
         mean_requests: lists of stories that a usual user asks for on an active day.
         scroll_seconds: between a list's stories, on average; 0: all are shown at once.
-        repeat_share: of the stories drawn for somebody who was shown them before, those that are shown again.
-        first_product_clicks: before the first list of the day; some 20 keep a sequence within the last day. Paper: Fig. 3.
+        repeat_share: impressions of a story that the user saw earlier that day.
+        first_product_clicks: before a day's first list; some 20 keep a sequence within a day. Paper: Fig. 3.
         mean_glances, glance_clicks: how often a usual user looks at products beside the stories, and clicks at a time.
         productless_share: users who never click a product.
         hour_weights: how many visits begin in each hour; none before 1 h, so that what precedes it is of the same day.
@@ -45,7 +45,7 @@ class Preset:
         source_exposure: how often a source's story is shown, relative to others.
         source_logit: how readily stories of each source are clicked, by source.
         language: "zh": words are two Chinese characters each, without spaces.
-        latin_share: brands and sizes that stay as they are in Chinese titles; new words and English fashion then do too.
+        latin_share: brands and sizes that stay as they are in Chinese titles; new words and fashion then do too.
     """
 
     says: str
@@ -97,7 +97,7 @@ _READINESS = tuple(round(0.09 + 0.22 * math.cos((hour - 21) / 12 * math.pi), 2) 
 
 _LIKE_TAOBAO: dict[str, Any] = {
     "format": 2,
-    "base_new_stories": 30,
+    "base_new_stories": 1_000,
     "has_drawn_lengths": True,
     "clickbait_share": 0.04,
     "new_word_share": 0.08,
@@ -105,9 +105,9 @@ _LIKE_TAOBAO: dict[str, Any] = {
     "changed_share": 0.003,
     "category_spread": 0.42,
     "category_agreement": 0.0,
-    "mean_requests": 21.4,
+    "mean_requests": 18.6,
     "scroll_seconds": 4.0,
-    "repeat_share": 0.2,
+    "repeat_share": 0.03,
     "first_product_clicks": 24.0,
     "mean_glances": 6.5,
     "glance_clicks": 3.6,
@@ -139,8 +139,8 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
             3_150_000,
             old_products_per_user=4.5,
             new_products_per_user=0.1,
-            new_stories_per_user=0.03,
-            title_shares=(0.2713, 0.1706, 0.1242, 0.1595, 0.2744),
+            new_stories_per_user=0.016,
+            title_shares=(0.22, 0.183, 0.129, 0.166, 0.302),
             **_LIKE_TAOBAO,
         ),
     }

@@ -6,7 +6,7 @@ Shapes: U = users, J = interests, W = wants of all users, I = moments that are a
 import numpy as np
 import numpy.typing as npt
 
-from storyrec.logs.simulate.world import ITEM_SPREAD, NUM_SHARED, NUM_STORY_ONLY, Floats, Ints, World
+from storyrec.logs.simulate.world import ITEM_SPREAD, NUM_SHARED, NUM_STORY_ONLY, Ints, World
 
 DAY_US = 86_400_000_000
 HOUR_US = 3_600_000_000

@@ -26,7 +26,16 @@ SHAPES: tuple[tuple[tuple[str, int], ...], ...] = (
     (("n", 5), ("", 5), ("n", 6), ("", 6)),
 )
 BIN_EDGES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
-COPY_WEIGHT = {"extra": 0.5, "coined": 0.8, "noun": 4.0, "attribute": 2.0, "colour": 1.5, "use": 1.0, "brand": 0.3, "size": 0.3}
+COPY_WEIGHT = {
+    "extra": 0.5,
+    "coined": 0.8,
+    "noun": 4.0,
+    "attribute": 2.0,
+    "colour": 1.5,
+    "use": 1.0,
+    "brand": 0.3,
+    "size": 0.3,
+}
 KINDS = ("brand", "attribute", "colour", "attribute", "noun", "noun", "attribute", "use", "size")
 EXTRA_KINDS = ("extra",) * 8 + ("coined",)
 KEYWORDS_LOST = 1.6  # of a full title, on average
