@@ -93,7 +93,7 @@ class Preset:
 
 # by hour, UTC as all logs: few in the night, most in the evening, who are also the readiest to click
 _VISITS = (0, 8, 4, 2, 2, 2, 5, 10, 14, 17, 20, 22, 28, 27, 25, 26, 30, 36, 48, 72, 110, 140, 150, 110)
-_READINESS = tuple(round(0.09 + 0.22 * math.cos((hour - 21) / 12 * math.pi), 2) for hour in range(24))
+_READINESS = tuple(round(0.04 + 0.22 * math.cos((hour - 21) / 12 * math.pi), 2) for hour in range(24))
 
 _LIKE_TAOBAO: dict[str, Any] = {
     "format": 2,
@@ -105,7 +105,7 @@ _LIKE_TAOBAO: dict[str, Any] = {
     "changed_share": 0.003,
     "category_spread": 0.42,
     "category_agreement": 0.0,
-    "mean_requests": 18.6,
+    "mean_requests": 19.4,
     "scroll_seconds": 4.0,
     "repeat_share": 0.03,
     "first_product_clicks": 24.0,
@@ -131,7 +131,7 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
             690_000,
             old_products_per_user=12.0,
             new_stories_per_user=0.055,
-            title_shares=(0.372, 0.1835, 0.1035, 0.1265, 0.2145),
+            title_shares=(0.3555, 0.1845, 0.1115, 0.1215, 0.227),
             **_LIKE_TAOBAO,
         ),
         "srd-2": Preset(
@@ -140,7 +140,7 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
             old_products_per_user=4.5,
             new_products_per_user=0.1,
             new_stories_per_user=0.016,
-            title_shares=(0.22, 0.183, 0.129, 0.166, 0.302),
+            title_shares=(0.2287, 0.1745, 0.123, 0.1615, 0.3123),
             **_LIKE_TAOBAO,
         ),
     }
