@@ -93,7 +93,7 @@ class Preset:
 
 # by hour, UTC as all logs: few in the night, most in the evening, who are also the readiest to click
 _VISITS = (0, 8, 4, 2, 2, 2, 5, 10, 14, 17, 20, 22, 28, 27, 25, 26, 30, 36, 48, 72, 110, 140, 150, 110)
-_READINESS = tuple(round(0.04 + 0.22 * math.cos((hour - 21) / 12 * math.pi), 2) for hour in range(24))
+_READINESS = tuple(round(0.015 + 0.22 * math.cos((hour - 21) / 12 * math.pi), 2) for hour in range(24))
 
 _LIKE_TAOBAO: dict[str, Any] = {
     "format": 2,
@@ -105,7 +105,7 @@ _LIKE_TAOBAO: dict[str, Any] = {
     "changed_share": 0.003,
     "category_spread": 0.42,
     "category_agreement": 0.0,
-    "mean_requests": 19.4,
+    "mean_requests": 18.4,
     "scroll_seconds": 4.0,
     "repeat_share": 0.03,
     "first_product_clicks": 24.0,

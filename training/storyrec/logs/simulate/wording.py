@@ -228,6 +228,7 @@ class Wording:
                 bait = [*_pick(lexicon.clickbait, draw[0]), *phrases[0]]
                 titles.append(bait[: max(lengths[i], 4)])
                 continue
+            # a title that lost words has the later ones a little before their kind's place
             taken = sorted([k for k in copy_order[i] if k < len(product)][: copied[i]])
             num_own = lengths[i] - len(taken)
             topic = items.topic_N[row]
