@@ -130,6 +130,7 @@ def _grids(document: Document) -> Iterator[tuple[str, list[str], Grid]]:
     yield "Table III, sequences", ["", *domains], _table_3(document)
     yield "Fig. 1, sources", ["", "exposure", "click rate"], _sources(document)
     yield "Fig. 3, clicks in sequences", ["", "story", "product"], _gaps(document)
+    yield "Fig. 4, categories", ["", "story", "product"], _categories(document)
     yield "Titles", ["", "story", "product"], _titles(document)
     for title, name in (("Cold start", "cold_start"), ("Duplicates", "duplicates"), ("Coverage", "coverage")):
         rows = _facts(document, name)
@@ -188,6 +189,18 @@ def _gaps(document: Document) -> Grid:
             ),
         ]
         for hours in WITHIN_HOURS
+    ]
+
+
+def _categories(document: Document) -> Grid:
+    figure = document["figure_4"]
+    return [
+        [
+            str(category["category_id"]),
+            _percent(category["story_clicks"], figure["num_story_clicks"]),
+            _percent(category["product_clicks"], figure["num_product_clicks"]),
+        ]
+        for category in figure["categories"]
     ]
 
 

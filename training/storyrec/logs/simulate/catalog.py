@@ -60,9 +60,9 @@ def write_catalogs(
         items: Items, rows: Ints, *, style: Floats | None, domain: Domain, rng: np.random.Generator
     ) -> pa.ListArray:
         cover_NV = covers.draw(items.latent_NZ[rows], style_NE=style, domain=domain, rng=rng)
-        missing_N = np.zeros(len(rows), bool)
-        missing_N[missing_covers(len(rows), share=preset.missing_cover_share, rng=rng)] = True
-        return _list_column(cover_NV.reshape(-1), np.full(len(rows), COVER_WIDTH), missing_N=missing_N)
+        there_N = np.ones(len(rows), bool)
+        there_N[missing_covers(len(rows), share=preset.missing_cover_share, rng=rng)] = False
+        return _list_column(cover_NV[there_N].reshape(-1), there_N * COVER_WIDTH, there=there_N)
 
     def write(name: str, columns: dict[str, object], *, day: int, part: int, rng: np.random.Generator) -> None:
         table, faults = add_faults(to_table(columns, TABLES[name]), name=name, rng=rng)
@@ -142,10 +142,7 @@ def _born(items: Items, day: int) -> range:
     return range(first, last)
 
 
-def _list_column(
-    values: Ints | Floats, lengths_N: Ints, *, missing_N: npt.NDArray[np.bool_] | None = None
-) -> pa.ListArray:
-    """Lists of so many of the values each; a missing one has values too, which nobody sees."""
+def _list_column(values: Ints | Floats, lengths_N: Ints, *, there: npt.NDArray[np.bool_] | None = None) -> pa.ListArray:
     offsets = np.concatenate([[0], np.cumsum(lengths_N)]).astype(np.int32)
-    mask = None if missing_N is None else pa.array(missing_N)
+    mask = None if there is None else pa.array(~there)
     return pa.ListArray.from_arrays(pa.array(offsets), pa.array(values), mask=mask)

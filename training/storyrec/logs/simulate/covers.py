@@ -14,7 +14,6 @@ from storyrec.schema import COVER_WIDTH, Domain
 NUISANCE_WIDTH = 12
 NUISANCE, NOISE, STYLE = 0.5, 0.5, 0.4
 THRESHOLD = 1.1
-ROWS_AT_A_TIME = 512  # that stay in a processor's cache
 LEVELS = 2_048
 """Values are multiples of 1/2048: exact in float16, and few enough for the files to stay small."""
 
@@ -46,14 +45,11 @@ class Covers:
         raw_NV += rng.standard_normal((len(latent_NZ), NUISANCE_WIDTH), dtype=np.float32) @ self._of_nuisance
         if style_NE is not None:
             raw_NV += style_NE @ self._of_style
-        for start in range(0, len(raw_NV), ROWS_AT_A_TIME):
-            block_NV = raw_NV[start : start + ROWS_AT_A_TIME]
-            block_NV -= np.float32(THRESHOLD)
-            np.maximum(block_NV, 0, out=block_NV)
-            block_NV /= np.sqrt(np.einsum("nv,nv->n", block_NV, block_NV))[:, None] + np.float32(1e-12)
-            block_NV *= np.float32(LEVELS)
-            np.rint(block_NV, out=block_NV)
-            block_NV /= np.float32(LEVELS)
+        raw_NV -= np.float32(THRESHOLD)
+        np.maximum(raw_NV, 0, out=raw_NV)
+        raw_NV /= np.sqrt(np.einsum("nv,nv->n", raw_NV, raw_NV))[:, None] + np.float32(1e-12)
+        np.rint(raw_NV * np.float32(LEVELS), out=raw_NV)
+        raw_NV /= np.float32(LEVELS)
         return raw_NV
 
 
