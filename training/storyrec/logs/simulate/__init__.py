@@ -1,9 +1,9 @@
 """The synthetic marketplace: logs in the log contract, and the true click probabilities beside them.
 
 `presets` says what it is calibrated to, `lexicon` holds the words, `world` the latents, `truth` what makes a click,
-`wording`, `coined` and `covers` what an item looks like, `behaviour`, `wants`, `pools` and `exposures` a day of users, `dirt` the faults,
-`scenarios` drift and trouble. `catalog` and `events` write it down, part by part, so that memory holds the latents of
-the items and one part of the items or users in each process.
+`wording`, `coined` and `covers` what an item looks like, `behaviour`, `wants`, `pools` and `exposures` a day of users,
+`dirt` the faults, `scenarios` drift and trouble. `catalog` and `events` write it down, part by part, so that memory
+holds the latents of the items and one part of the items or users in each process.
 """
 
 import json
