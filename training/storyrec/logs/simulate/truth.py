@@ -88,7 +88,7 @@ class Independent:
         logit_I = np.empty(len(shown.user_I), np.float32)
         for rows, block in shown.blocks():
             logit_I[rows] = self._logit(world, wants, block, knobs=knobs)
-        probability_I: Floats = 0.02 + 0.96 / (1 + np.exp(-logit_I))
+        probability_I: Floats = (0.02 + 0.96 / (1 + np.exp(-logit_I))).astype(np.float32)
         return probability_I
 
     def _logit(self, world: World, wants: Wants, shown: Shown, *, knobs: Knobs) -> Floats:
