@@ -5,7 +5,7 @@ import resource
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,11 @@ import pytest
 
 import storyrec.logs.simulate as simulation
 from storyrec.errors import ConfigError, DataError
+from storyrec.features.titles import split_titles
 from storyrec.logs.simulate import MARKER, Knobs, simulate
 from storyrec.logs.simulate.dirt import FAULT_SHARES, FIRST_FAULTY_ID
 from storyrec.logs.simulate.lexicon import load_lexicon
+from storyrec.logs.simulate.presets import PRESETS
 from storyrec.schema import COVER_WIDTH, SOURCES, TABLES, TRUTH
 
 FIRST_DAY = date(2026, 3, 1)
@@ -191,12 +193,19 @@ def test_title_similarity_of_pairs_is_near_table_ii(market: Marketplace) -> None
     np.testing.assert_allclose(shares, [0.418, 0.184, 0.110, 0.110, 0.178], atol=0.03)
 
 
-def test_srd_2_has_its_own_title_similarities_in_chinese_characters(tmp_path: Path) -> None:
+def test_srd_2_has_its_own_title_similarities_in_chinese_characters(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(simulation, "PRESETS", {"srd-2": replace(PRESETS["srd-2"], base_new_stories=400)})
     run(tmp_path, num_days=NUM_DAYS, preset="srd-2")
-    stories = read(tmp_path / "logs", "stories").query(f"story_id < {FIRST_FAULTY_ID}")
-    products = read(tmp_path / "logs", "products").query(f"product_id < {FIRST_FAULTY_ID}").set_index("product_id")
-    assert all("\u4e00" <= sign <= "\u9fff" for title in stories.title for sign in title)
-    shares = title_shares(stories, products.title, split=list)
+    stories = read(tmp_path / "logs", "stories").query(f"story_id < {FIRST_FAULTY_ID}").drop_duplicates("story_id")
+    products = read(tmp_path / "logs", "products").drop_duplicates("product_id").set_index("product_id")
+
+    def split(title: str) -> list[str]:
+        words: list[str] = split_titles([title])[0].to_pylist()
+        return words
+
+    shares = title_shares(stories, products.title, split=split)
     np.testing.assert_allclose(shares, [0.299, 0.185, 0.128, 0.145, 0.243], atol=0.03)
 
 

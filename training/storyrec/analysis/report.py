@@ -1,7 +1,7 @@
-"""An analysis as one HTML page, as JSON and on the terminal, beside the published figures."""
+"""An analysis as one HTML page, as Markdown, as JSON and on the terminal, beside the published figures."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from importlib.resources import files
 from itertools import pairwise
 from pathlib import Path
@@ -22,7 +22,7 @@ from storyrec.analysis.plots import (
 )
 from storyrec.storage import write_file
 
-JSON, PAGE = "analysis.json", "analysis.html"
+JSON, PAGE, MARKDOWN = "analysis.json", "analysis.html", "analysis.md"
 COLUMNS = ("here", "SRD-1", "SRD-2")
 SPLITS = ("training", "test")
 NONE = "–"
@@ -33,7 +33,12 @@ TABLE_1 = {
     "#Stories": "stories",
     "#Products": "products",
 }
-TABLE_1_RATIOS = {"instances a user": ("instances", "users"), "instances a sequence": ("instances", "sequences")}
+TABLE_1_RATIOS = {
+    "instances a user": ("instances", "users"),
+    "instances a sequence": ("instances", "sequences"),
+    "stories a user": ("stories", "users"),
+    "products a user": ("products", "users"),
+}
 TABLE_3 = {
     "Avg. length": ("story_length", "product_length"),
     "Avg. #category": ("story_categories", "product_categories"),
@@ -46,8 +51,9 @@ Grid = list[list[str]]
 
 
 def write_analysis(document: Document, out: Path) -> None:
-    """Write analysis.json and analysis.html into a folder."""
+    """Write analysis.json, analysis.md and analysis.html into a folder."""
     page = render_analysis(document)
+    write_file(out / MARKDOWN, markdown_analysis(document).encode())
     write_file(out / JSON, json.dumps(document, indent=1).encode())
     write_file(out / PAGE, page.encode())
 
@@ -87,32 +93,48 @@ def render_analysis(document: Document) -> str:
 
 def print_analysis(document: Document, *, console: Console) -> None:
     """The tables and figures, short."""
+    console.print(_about(document))
+    for title, head, rows in _grids(document):
+        table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+        for number, name in enumerate(head):
+            table.add_column(name, justify="right" if number else "left", overflow="fold")
+        for row in rows:
+            table.add_row(*row)
+        console.print(table)
+        console.print()
+
+
+def markdown_analysis(document: Document) -> str:
+    """The tables and figures as Markdown, for documents and pull requests."""
+    lines = [_about(document)]
+    for title, head, rows in _grids(document):
+        cells = [[title, *head[1:]], ["---", *["---:"] * (len(head) - 1)], *rows]
+        lines += ["", *(f"| {' | '.join(row)} |" for row in cells)]
+    return "\n".join(lines) + "\n"
+
+
+def _about(document: Document) -> str:
     data = document["data"]
-    console.print(
+    return (
         f"{data['path']}: {data['first_day']} to {data['test_day']}; training day {data['training_day']}, "
         f"test day {data['test_day']}; sequences of {data['sequence_length']} clicks from {data['history_days']} days"
     )
+
+
+def _grids(document: Document) -> Iterator[tuple[str, list[str], Grid]]:
+    """Every table: its title, its head with an empty first cell, its rows."""
     splits = [f"{column}, {split}" for column in COLUMNS for split in SPLITS]
     domains = [f"{column}, {domain}" for column in COLUMNS for domain in ("story", "product")]
-    _print(console, "Table I", ["", *splits], _table_1(document))
-    _print(console, "Table II, title similarity", ["", *COLUMNS], _table_2(document))
-    _print(console, "Table III, sequences", ["", *domains], _table_3(document))
-    _print(console, "Fig. 1, sources", ["", "exposure", "click rate"], _sources(document))
-    _print(console, "Fig. 3, clicks in sequences", ["", "story", "product"], _gaps(document))
-    _print(console, "Titles", ["", "story", "product"], _titles(document))
+    yield "Table I", ["", *splits], _table_1(document)
+    yield "Table II, title similarity", ["", *COLUMNS], _table_2(document)
+    yield "Table III, sequences", ["", *domains], _table_3(document)
+    yield "Fig. 1, sources", ["", "exposure", "click rate"], _sources(document)
+    yield "Fig. 3, clicks in sequences", ["", "story", "product"], _gaps(document)
+    yield "Fig. 4, categories", ["", "story", "product"], _categories(document)
+    yield "Titles", ["", "story", "product"], _titles(document)
     for title, name in (("Cold start", "cold_start"), ("Duplicates", "duplicates"), ("Coverage", "coverage")):
         rows = _facts(document, name)
-        _print(console, title, ["", "count", "share", "click rate"][: len(rows[0])], rows)
-
-
-def _print(console: Console, title: str, head: Sequence[str], rows: Grid) -> None:
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
-    for number, name in enumerate(head):
-        table.add_column(name, justify="right" if number else "left", overflow="fold")
-    for row in rows:
-        table.add_row(*row)
-    console.print(table)
-    console.print()
+        yield title, ["", "count", "share", "click rate"][: len(rows[0])], rows
 
 
 def _table_1(document: Document) -> Grid:
@@ -167,6 +189,18 @@ def _gaps(document: Document) -> Grid:
             ),
         ]
         for hours in WITHIN_HOURS
+    ]
+
+
+def _categories(document: Document) -> Grid:
+    figure = document["figure_4"]
+    return [
+        [
+            str(category["category_id"]),
+            _percent(category["story_clicks"], figure["num_story_clicks"]),
+            _percent(category["product_clicks"], figure["num_product_clicks"]),
+        ]
+        for category in figure["categories"]
     ]
 
 

@@ -1,9 +1,9 @@
 """The synthetic marketplace: logs in the log contract, and the true click probabilities beside them.
 
 `presets` says what it is calibrated to, `lexicon` holds the words, `world` the latents, `truth` what makes a click,
-`wording` and `covers` what an item looks like, `behaviour`, `wants` and `pools` a day of users, `dirt` the faults,
-`scenarios` drift and trouble. `catalog` and `events` write it down, part by part, so that memory holds the latents of
-the items and one part of the items or users in each process.
+`wording`, `coined` and `covers` what an item looks like, `behaviour`, `wants`, `pools` and `exposures` a day of users,
+`dirt` the faults, `scenarios` drift and trouble. `catalog` and `events` write it down, part by part, so that memory
+holds the latents of the items and one part of the items or users in each process.
 """
 
 import json
@@ -19,7 +19,7 @@ from storyrec.errors import ConfigError, DataError
 from storyrec.logs.simulate.catalog import write_catalogs
 from storyrec.logs.simulate.dirt import Counts
 from storyrec.logs.simulate.events import save_pools, write_events
-from storyrec.logs.simulate.presets import PRESETS
+from storyrec.logs.simulate.presets import PRESETS, Preset
 from storyrec.logs.simulate.scenarios import SCENARIOS
 from storyrec.logs.simulate.truth import Knobs
 from storyrec.logs.simulate.world import Catalogs, draw_catalogs
@@ -31,9 +31,6 @@ from storyrec.storage import write_folder
 __all__ = ["MARKER", "Knobs", "simulate"]
 
 MARKER = "_marketplace.json"
-FORMAT = 1
-"""Raised whenever the same settings give other logs."""
-
 USERS_PER_PART = 30_000
 """Some 800,000 impressions a day, which take half a gigabyte while they are drawn."""
 
@@ -83,7 +80,7 @@ def simulate(
     num_users = num_users or proportions.num_users
     befalls = _named(SCENARIOS, scenario, setting="simulate.scenario")
     settings = {
-        "format": FORMAT,
+        "format": proportions.format,
         "num_users": num_users,
         "num_days": num_days,
         "first_day": first_day.isoformat(),
@@ -128,6 +125,7 @@ def simulate(
             partial(
                 _write_events,
                 latents,
+                preset=proportions,
                 truth=truth,
                 part=part,
                 users_per_part=USERS_PER_PART,
@@ -159,8 +157,8 @@ def _write_catalogs(latents: Path, **arguments: Any) -> Counts:
     return write_catalogs(Catalogs.load(latents), **arguments)
 
 
-def _write_events(latents: Path, **arguments: Any) -> Counts:
-    return write_events(Catalogs.load(latents), pools=latents, **arguments)
+def _write_events(latents: Path, *, preset: Preset, **arguments: Any) -> Counts:
+    return write_events(preset, Catalogs.load(latents), pools=latents, **arguments)
 
 
 def _named(known: Mapping[str, Named], name: str, *, setting: str) -> Named:

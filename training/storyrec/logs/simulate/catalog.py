@@ -5,12 +5,14 @@ Shapes: N = items of a part, W = words of a product's title.
 
 from collections.abc import Callable, Iterator
 from datetime import date, timedelta
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from storyrec.logs.simulate.coined import Coined
 from storyrec.logs.simulate.covers import Covers, missing_covers
 from storyrec.logs.simulate.dirt import Counts, add_faults
 from storyrec.logs.simulate.parts import to_table, write_part
@@ -46,9 +48,12 @@ def write_catalogs(
         Counts of the rows and faults.
     """
     covers = Covers(gap=knobs.gap)
-    wording = Wording(catalogs.topics, shared_words=knobs.shared_words, title_shares=preset.title_shares)
+    spelt = partial(spell, language=preset.language, latin_share=preset.latin_share)
+    wording = Wording(preset, catalogs.topics, shared_words=knobs.shared_words)
     products, stories, traits = catalogs.products, catalogs.stories, catalogs.traits
-    words_NW = np.zeros((len(products.topic_N), wording.width), np.int16)
+    mounted_M = np.unique(traits.mounts_N3[:, 0])  # their words are copied; -1, none, has words that nobody reads
+    words_MW = np.zeros((len(mounted_M), wording.width), np.int32)
+    num_titles = [sum(len(_born(items, day)) for items in (products, stories)) for day in range(num_days)]
     counts = Counts()
 
     def cover_column(
@@ -63,18 +68,32 @@ def write_catalogs(
         table, faults = add_faults(to_table(columns, TABLES[name]), name=name, rng=rng)
         if scenario.broken_covers and day == num_days - 1:
             table = break_covers(table)
-        write_part(table, logs / name, partition=str(first_day + timedelta(days=day)), part=part)
+        partition = str(first_day + timedelta(days=day))
+        write_part(table, logs / name, partition=partition, part=part, use_dictionary=True)
         counts.add(name, rows=table.num_rows, faults=faults)
+
+    def changed(rows: Ints, *, born_N: Ints, day: int, rng: np.random.Generator) -> Ints:
+        earlier = rows[(rows >= 0) & (born_N[rows] < day)]
+        return earlier[rng.random(len(earlier)) < preset.changed_share] if day else earlier[:0]
 
     for day in range(num_days):
         # one stream for the first part of both tables
         rng = np.random.default_rng([seed, 7, day])
+        changes = np.random.default_rng([seed, 10, day])
+        coined = Coined.of_day(preset.new_word_share, num_titles_by_day=num_titles, day=day)
         for part, rows in _parts(products, day, size=items_per_part):
             part_rng = rng if part == 0 else np.random.default_rng([seed, 7, day, part])
-            words_NW[rows] = wording.product_words(products, rows, rng=part_rng)
+            words_NW = wording.product_words(products, rows, coined=coined, rng=part_rng)
+            if part == 0:
+                again = changed(mounted_M, born_N=products.born_N, day=day, rng=changes)
+                reworded = wording.reword(words_MW[np.searchsorted(mounted_M, again)], rng=changes)
+                rows, words_NW = np.append(rows, again), np.append(words_NW, reworded, axis=0)
+            place_N = np.minimum(np.searchsorted(mounted_M, rows), len(mounted_M) - 1)
+            is_mounted_N = mounted_M[place_N] == rows
+            words_MW[place_N[is_mounted_N]] = words_NW[is_mounted_N]
             columns = {
                 "product_id": rows + 1,
-                "title": [spell(words, language=preset.language) for words in wording.titles(words_NW[rows])],
+                "title": list(map(spelt, wording.titles(words_NW))),
                 "cover": cover_column(products, rows, style=None, domain=Domain.PRODUCT, rng=part_rng),
                 "cover_uri": pa.nulls(len(rows), pa.string()),
                 "category_id": catalogs.topics.category_T[products.topic_N[rows]] + 1,
@@ -83,18 +102,22 @@ def write_catalogs(
             write("products", columns, day=day, part=part, rng=part_rng)
         for part, rows in _parts(stories, day, size=items_per_part):
             part_rng = rng if part == 0 else np.random.default_rng([seed, 7, day, part, 1])
+            if part == 0:
+                every = np.arange(len(stories.born_N))
+                rows = np.append(rows, changed(every, born_N=stories.born_N, day=day, rng=changes))
             mounts_N3 = traits.mounts_N3[rows]
-            mounted = wording.titles(words_NW[mounts_N3[:, 0]])
+            mounted = wording.titles(words_MW[np.searchsorted(mounted_M, mounts_N3[:, 0])])
             titles = wording.story_words(
                 stories,
                 traits,
                 rows,
                 mounted=[title if mount >= 0 else None for title, mount in zip(mounted, mounts_N3[:, 0], strict=True)],
+                coined=coined,
                 rng=part_rng,
             )
             columns = {
                 "story_id": rows + 1,
-                "title": [spell(words, language=preset.language) for words in titles],
+                "title": list(map(spelt, titles)),
                 "cover": cover_column(stories, rows, style=traits.style_NE[rows], domain=Domain.STORY, rng=part_rng),
                 "cover_uri": pa.nulls(len(rows), pa.string()),
                 "source": np.asarray(SOURCES)[traits.source_N[rows]],
@@ -107,10 +130,16 @@ def write_catalogs(
 
 
 def _parts(items: Items, day: int, *, size: int) -> Iterator[tuple[int, Ints]]:
+    """The rows of a day, so many at a time."""
+    born = _born(items, day)
+    for part, start in enumerate(range(0, len(born), size)):
+        yield part, np.asarray(born[start : start + size])
+
+
+def _born(items: Items, day: int) -> range:
     """Rows that are new on a day; on the first, also those from the start. Rows are ordered by birth."""
     first, last = np.searchsorted(items.born_N, [day if day else items.born_N[0], day + 1])
-    for part, start in enumerate(range(first, last, size)):
-        yield part, np.arange(start, min(start + size, last))
+    return range(first, last)
 
 
 def _list_column(values: Ints | Floats, lengths_N: Ints, *, there: npt.NDArray[np.bool_] | None = None) -> pa.ListArray:

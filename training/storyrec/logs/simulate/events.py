@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import date, timedelta
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,10 @@ import pyarrow.compute as pc
 from storyrec.arrays import load_record, save_record
 from storyrec.logs.simulate.behaviour import FRESHNESS_DAYS, Day, simulate_day
 from storyrec.logs.simulate.dirt import Counts, add_faults
+from storyrec.logs.simulate.exposures import Exposures
 from storyrec.logs.simulate.parts import Columns, to_table, write_part
 from storyrec.logs.simulate.pools import Pool, Pools
+from storyrec.logs.simulate.presets import Preset
 from storyrec.logs.simulate.scenarios import EVENTS, Scenario, bot_rows, repeat_rows, split_late
 from storyrec.logs.simulate.truth import Knobs
 from storyrec.logs.simulate.wants import Wants
@@ -32,6 +35,7 @@ def save_pools(catalogs: Catalogs, folder: Path, *, num_days: int) -> None:
 
 
 def write_events(
+    preset: Preset,
     catalogs: Catalogs,
     *,
     pools: Path,
@@ -51,6 +55,7 @@ def write_events(
     """Write `impressions`, `product_clicks` and the truth of every day for one part of the users.
 
     Args:
+        preset: what users do.
         catalogs: all items.
         pools: where `save_pools` wrote them.
         logs, truth: folders of the tables.
@@ -65,6 +70,7 @@ def write_events(
     key = [] if part == 0 else [part]
     first_user = part * users_per_part
     users = draw_users(
+        preset,
         catalogs.topics,
         num_users=min(users_per_part, num_users - first_user),
         num_days=num_days,
@@ -73,30 +79,31 @@ def write_events(
     )
     world = World(catalogs.topics, catalogs.products, catalogs.stories, catalogs.traits, users)
     wants = Wants(world, first_us=first_us, num_days=num_days, rng=np.random.default_rng([seed, 5, *key]))
+    write = partial(write_part, part=part, use_dictionary=False)
     counts = Counts()
-    seen = np.zeros(0, np.int64)
+    exposures = Exposures(len(catalogs.stories.topic_N))
     late: dict[str, pa.Table] = {}
     for day in range(num_days):
         is_last, is_before_last = day == num_days - 1, day == num_days - 2
         shift = scenario.base_shift if is_last else 0.0
         events = simulate_day(
+            preset,
             world,
             wants,
             _load_pools(pools, day=day),
             day=day,
             first_us=first_us,
-            seen=seen,
+            exposures=exposures,
             knobs=replace(knobs, base=knobs.base + shift),
             rng=np.random.default_rng([seed, 6, day, *key]),
         )
-        seen = np.sort(np.concatenate([seen, events.user_I * len(world.stories.topic_N) + events.story_I]))
         partition = str(first_day + timedelta(days=day))
         rng = np.random.default_rng([seed, 8, day, *key])
         trouble = np.random.default_rng([seed, 9, day, *key])
         if scenario.shuffled_clicks and is_before_last:
             events = replace(events, clicked_I=trouble.permutation(events.clicked_I))
         columns = _columns(events, first_user=first_user, partition=partition, part=part)
-        write_part(to_table(columns["impressions"], TRUTH), truth / "impressions", partition=partition, part=part)
+        write(to_table(columns["impressions"], TRUTH), truth / "impressions", partition=partition)
         for name in EVENTS:
             table, faults = add_faults(to_table(columns[name], TABLES[name]), name=name, rng=rng)
             if is_last and scenario.repeated_rows:
@@ -109,7 +116,7 @@ def write_events(
                 table = pa.concat_tables([table, late.pop(name)])
             if is_before_last and scenario.missing_day:
                 continue
-            write_part(table, logs / name, partition=partition, part=part)
+            write(table, logs / name, partition=partition)
             counts.add(name, rows=table.num_rows, faults=faults)
         advance()
     return counts
@@ -124,7 +131,8 @@ def _load_pools(folder: Path, *, day: int) -> Pools:
 
 def _columns(events: Day, *, first_user: int, partition: str, part: int) -> dict[str, Columns]:
     """The columns of both event tables; those of impressions hold the truth's besides."""
-    numbers = pc.utf8_lpad(pc.cast(pa.array(events.request_I), pa.string()), 6, "0")
+    last_request = int(events.request_I[-1]) if len(events.request_I) else 0
+    numbers = pc.utf8_lpad(pc.cast(pa.array(np.arange(last_request + 1)), pa.string()), 6, "0")
     prefix = f"{partition}-" if part == 0 else f"{partition}-{part}-"
     return {
         "impressions": {
@@ -132,7 +140,7 @@ def _columns(events: Day, *, first_user: int, partition: str, part: int) -> dict
             "story_id": events.story_I + 1,
             "shown_at": events.shown_us_I,
             "clicked": events.clicked_I,
-            "request_id": pc.binary_join_element_wise(prefix, numbers, ""),
+            "request_id": pc.binary_join_element_wise(prefix, numbers, "").take(pa.array(events.request_I)),
             "probability": events.probability_I,
         },
         "product_clicks": {

@@ -31,6 +31,8 @@ class Lexicon:
         categories: names, in the order of category ids 1, 2, ...
         nouns: for each subtopic, the words of both domains.
         attributes: for each category, pairs of words.
+        selling: what merchants add to any title.
+        trends: what those who tell stories take from English.
     """
 
     categories: tuple[str, ...]
@@ -39,6 +41,8 @@ class Lexicon:
     colours: tuple[tuple[str, str], ...]
     uses: tuple[tuple[str, str], ...]
     sizes: tuple[str, ...]
+    selling: tuple[str, ...]
+    trends: tuple[str, ...]
     brands: tuple[str, ...]
     styles: tuple[Style, ...]
     clickbait: tuple[tuple[str, ...], ...]
@@ -60,6 +64,8 @@ def load_lexicon() -> Lexicon:
         colours=_pairs(words["colours"]),
         uses=_pairs(words["uses"]),
         sizes=tuple(words["sizes"].split()),
+        selling=tuple(words["selling"].split()),
+        trends=tuple(words["trends"].split()),
         brands=_brands(),
         styles=tuple(
             Style(

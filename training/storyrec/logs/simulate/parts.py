@@ -19,8 +19,12 @@ def to_table(columns: Columns, schema: pa.Schema) -> pa.Table:
     return pa.Table.from_arrays(arrays, schema=schema)
 
 
-def write_part(table: pa.Table, folder: Path, *, partition: str, part: int) -> None:
-    """Write one file of a partition: `folder/dt=<partition>/part-<part>.parquet`."""
+def write_part(table: pa.Table, folder: Path, *, partition: str, part: int, use_dictionary: bool) -> None:
+    """Write one file of a partition: `folder/dt=<partition>/part-<part>.parquet`.
+
+    Args:
+        use_dictionary: whether columns repeat few values, as catalogs do; for events it costs time and space.
+    """
     path = folder / f"dt={partition}" / f"part-{part}.parquet"
     path.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(table, path, compression="zstd")
+    pq.write_table(table, path, compression="zstd", use_dictionary=use_dictionary)

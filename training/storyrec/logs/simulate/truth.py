@@ -6,17 +6,20 @@ So the best possible per-user AUC, the oracle's, is known and out of reach.
 Shapes: I = impressions, Z = 16, R = requests.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields
+from functools import reduce
+from operator import add
 from types import MappingProxyType
 from typing import Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from storyrec.logs.simulate.wants import Wants
 from storyrec.logs.simulate.world import STORY_INTERESTS, Floats, Ints, World
 
-SOURCE_LOGIT = (0.20, -0.05, 0.15, 0.05, -0.15, -0.30)  # invented, as the exposure of a source
+ROWS_AT_A_TIME = 2_048  # whose interests stay in a processor's cache
 
 
 @dataclass(frozen=True)
@@ -47,20 +50,27 @@ class Shown:
     Attributes:
         user_I, story_I: rows of the world, [I].
         request_I: which impressions were shown together, [I] ascending.
-        intent_latent_I2Z, intent_strength_I2: what the user wants at that time, in two slots.
+        wants_I2: what the user wants at that time, in two slots, [I, 2] rows of `Wants`.
+        shift_I: added to every logit or utility, [I].
     """
 
     user_I: Ints
     story_I: Ints
     request_I: Ints
-    intent_latent_I2Z: Floats
-    intent_strength_I2: Floats
+    wants_I2: Ints
+    shift_I: Floats
+
+    def blocks(self) -> Iterator[tuple[slice, "Shown"]]:
+        """Some impressions at a time, and where they are."""
+        for start in range(0, len(self.user_I), ROWS_AT_A_TIME):
+            rows = slice(start, start + ROWS_AT_A_TIME)
+            yield rows, Shown(*(getattr(self, field.name)[rows] for field in fields(self)))
 
 
 class ClickModel(Protocol):
     """How users decide what to click of what they are shown."""
 
-    def probability(self, world: World, shown: Shown, *, knobs: Knobs) -> Floats:
+    def probability(self, world: World, wants: Wants, shown: Shown, *, knobs: Knobs) -> Floats:
         """The truth of every impression, [I] float32 in (0, 1)."""
 
     def draw(self, probability_I: Floats, *, request_I: Ints, rng: np.random.Generator) -> npt.NDArray[np.bool_]:
@@ -74,30 +84,32 @@ class Independent:
     + taste tanh(taste . e) + source + user's taste for the source + quality + user bias; p = .02 + .96 sigmoid(logit).
     """
 
-    def probability(self, world: World, shown: Shown, *, knobs: Knobs) -> Floats:
+    def probability(self, world: World, wants: Wants, shown: Shown, *, knobs: Knobs) -> Floats:
+        logit_I = np.empty(len(shown.user_I), np.float32)
+        for rows, block in shown.blocks():
+            logit_I[rows] = self._logit(world, wants, block, knobs=knobs)
+        probability_I: Floats = (0.02 + 0.96 / (1 + np.exp(-logit_I))).astype(np.float32)
+        return probability_I
+
+    def _logit(self, world: World, wants: Wants, shown: Shown, *, knobs: Knobs) -> Floats:
         users, traits = world.users, world.traits
         user_I, story_I = shown.user_I, shown.story_I
         z_IZ = world.stories.latent_NZ[story_I]
-        affinity_I = np.zeros(len(story_I), np.float32)
-        for j in range(STORY_INTERESTS.stop):
-            closeness_I = np.exp(-_squared_distance(z_IZ, users.latent_UJZ[user_I, j]) / 8)
-            affinity_I += users.weight_UJ[user_I, j] * closeness_I
-        wanted_I = np.zeros(len(story_I), np.float32)
-        for slot in range(shown.intent_latent_I2Z.shape[1]):
-            closeness_I = np.exp(-_squared_distance(z_IZ, shown.intent_latent_I2Z[:, slot]) / 10)
-            wanted_I += shown.intent_strength_I2[:, slot] * closeness_I
+        close_IJ = np.exp(-_squared_distances(z_IZ, users.latent_UJZ[user_I, STORY_INTERESTS]) / 8)
+        close_IJ *= users.weight_UJ[user_I, STORY_INTERESTS]
+        wanted_I2 = np.exp(-_squared_distances(z_IZ, wants.latent_WZ[shown.wants_I2]) / 10)
+        wanted_I2 *= wants.strength_W[shown.wants_I2]
         liking_I = np.tanh(np.einsum("ie,ie->i", users.taste_UE[user_I], traits.style_NE[story_I]))
-        logit_I = (
-            knobs.base
-            + knobs.interest * (np.log(0.03 + affinity_I) + 2.0)  # + 2: about zero for a usual impression
-            + knobs.intent * wanted_I
+        logit_I: Floats = (
+            (knobs.base + shown.shift_I)
+            + knobs.interest * (np.log(0.03 + _sum(close_IJ)) + 2.0)  # + 2: about zero for a usual impression
+            + knobs.intent * _sum(wanted_I2)
             + knobs.taste * liking_I
             + knobs.source * _source_logit(world, user_I, story_I)
             + knobs.quality * traits.quality_N[story_I]
             + knobs.user * users.bias_U[user_I]
         )
-        probability_I: Floats = 0.02 + 0.96 / (1 + np.exp(-logit_I))
-        return probability_I.astype(np.float32)
+        return logit_I
 
     def draw(self, probability_I: Floats, *, request_I: Ints, rng: np.random.Generator) -> npt.NDArray[np.bool_]:
         return rng.random(len(probability_I)) < probability_I
@@ -111,33 +123,37 @@ class Choice:
     + quality + user bias; p_i = exp(u_i) / (1 + sum over the list of exp(u)).
     """
 
-    def probability(self, world: World, shown: Shown, *, knobs: Knobs) -> Floats:
+    def probability(self, world: World, wants: Wants, shown: Shown, *, knobs: Knobs) -> Floats:
+        utility_I = np.empty(len(shown.user_I), np.float32)
+        for rows, block in shown.blocks():
+            utility_I[rows] = self._utility(world, wants, block, knobs=knobs)
+        weight_I = np.exp(utility_I.astype(np.float64))
+        list_I = np.unique(shown.request_I, return_inverse=True)[1]
+        probability_I: Floats = (weight_I / (1 + np.bincount(list_I, weights=weight_I))[list_I]).astype(np.float32)
+        return probability_I
+
+    def _utility(self, world: World, wants: Wants, shown: Shown, *, knobs: Knobs) -> Floats:
         users, traits = world.users, world.traits
         user_I, story_I = shown.user_I, shown.story_I
         z_IZ = world.stories.latent_NZ[story_I]
-        nearest_I = np.full(len(story_I), np.inf, np.float32)
-        for j in range(STORY_INTERESTS.stop):
-            there_I = users.weight_UJ[user_I, j] > 0
-            distance_I = _squared_distance(z_IZ, users.latent_UJZ[user_I, j])
-            np.minimum(nearest_I, distance_I, out=nearest_I, where=there_I)
-        for slot in range(shown.intent_latent_I2Z.shape[1]):
+        distance_IJ = _squared_distances(z_IZ, users.latent_UJZ[user_I, STORY_INTERESTS])
+        distance_IJ[users.weight_UJ[user_I, STORY_INTERESTS] == 0] = np.inf
+        nearest_I = distance_IJ.min(axis=1)
+        if knobs.intent > 0:
             # a weak want is a distant one
-            distance_I = _squared_distance(z_IZ, shown.intent_latent_I2Z[:, slot]) / shown.intent_strength_I2[:, slot]
-            np.minimum(nearest_I, distance_I, out=nearest_I, where=np.full(len(story_I), knobs.intent > 0))
-        style_I = np.sqrt(_squared_distance(2 * users.taste_UE[user_I], traits.style_NE[story_I]))
-        utility_I = (
-            CHOICE_BASE
-            + knobs.base
+            distance_I2 = _squared_distances(z_IZ, wants.latent_WZ[shown.wants_I2]) / wants.strength_W[shown.wants_I2]
+            nearest_I = np.minimum(nearest_I, distance_I2.min(axis=1))
+        style_IE = 2 * users.taste_UE[user_I] - traits.style_NE[story_I]
+        style_I = np.sqrt(np.einsum("ie,ie->i", style_IE, style_IE))
+        utility_I: Floats = (
+            (CHOICE_BASE + knobs.base + shown.shift_I)
             - CHOICE_SCALE * knobs.interest * np.sqrt(nearest_I)
             - knobs.taste * style_I / 2
             + knobs.source * _source_logit(world, user_I, story_I)
             + knobs.quality * traits.quality_N[story_I]
             + knobs.user * users.bias_U[user_I]
         )
-        weight_I = np.exp(utility_I.astype(np.float64))
-        list_I = np.unique(shown.request_I, return_inverse=True)[1]
-        probability_I: Floats = (weight_I / (1 + np.bincount(list_I, weights=weight_I))[list_I]).astype(np.float32)
-        return probability_I
+        return utility_I
 
     def draw(self, probability_I: Floats, *, request_I: Ints, rng: np.random.Generator) -> npt.NDArray[np.bool_]:
         requests, first_R, list_I = np.unique(request_I, return_index=True, return_inverse=True)
@@ -154,12 +170,15 @@ CLICK_MODELS: Mapping[str, ClickModel] = MappingProxyType({"independent": Indepe
 
 
 def _source_logit(world: World, user_I: Ints, story_I: Ints) -> Floats:
-    source_I = world.traits.source_N[story_I]
-    logit_I: Floats = np.asarray(SOURCE_LOGIT, np.float32)[source_I] + world.users.source_taste_UO[user_I, source_I]
-    return logit_I
+    return world.users.source_taste_UO[user_I, world.traits.source_N[story_I]]
 
 
-def _squared_distance(a_IZ: Floats, b_IZ: Floats) -> Floats:
-    difference_IZ = a_IZ - b_IZ
-    squared: Floats = np.einsum("iz,iz->i", difference_IZ, difference_IZ)
-    return squared
+def _squared_distances(z_IZ: Floats, others_IJZ: Floats) -> Floats:
+    """Of each z to each of its others, [I, J]."""
+    difference = (others_IJZ - z_IZ[:, None]).reshape(-1, z_IZ.shape[1])
+    return np.einsum("iz,iz->i", difference, difference).reshape(len(z_IZ), -1)
+
+
+def _sum(columns_IJ: Floats) -> Floats:
+    """One column after the other: rounding in single precision depends on the order."""
+    return reduce(add, columns_IJ.T)

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from storyrec.arrays import load_record, save_record
 from storyrec.logs.simulate.lexicon import NUM_CATEGORIES, SUBTOPICS_PER_CATEGORY
-from storyrec.logs.simulate.presets import Preset
+from storyrec.logs.simulate.presets import BySource, Preset
 from storyrec.schema import SOURCES
 
 Floats = npt.NDArray[np.float32]
@@ -26,8 +26,6 @@ CATEGORY_SPREAD, SUBTOPIC_SPREAD, ITEM_SPREAD, MOUNT_SPREAD = 1.6, 0.8, 0.35, 0.
 DAYS_OF_OLDER_STORIES = 7  # the catalog at the start is as old as the longest history
 NEW_USER_SHARE = 0.4  # users who come for the first time within the simulated days
 LAUNCHED_SHARE = 0.2  # of the new items, where a category is new
-SOURCE_SUPPLY = (0.14, 0.10, 0.04, 0.46, 0.20, 0.06)  # of new stories, in the order of SOURCES
-SOURCE_EXPOSURE = (1.6, 1.1, 1.3, 0.8, 0.9, 0.4)  # per story; invented: the paper's Fig. 1 gives no values
 
 
 @dataclass(frozen=True)
@@ -76,10 +74,11 @@ class Users:
     Attributes:
         topic_UJ, latent_UJZ, weight_UJ: subtopic, centre and weight (sums to 1 within a domain) of an interest.
         taste_UE: taste for style, [U, 8].
-        source_taste_UO: taste for each source, [U, sources].
+        source_taste_UO: added to a click's logit by the story's source, [U, sources].
         bias_U: how readily a user clicks, [U].
         activity_U: chance to be active on a day, [U].
         volume_U: relative number of requests on an active day, [U].
+        browses_U: whether a user ever clicks a product, [U].
         joined_U: day index of the first visit, [U]; below zero: a user from before the first day.
     """
 
@@ -92,6 +91,7 @@ class Users:
     activity_U: npt.NDArray[np.float64]
     volume_U: npt.NDArray[np.float64]
     joined_U: Ints
+    browses_U: npt.NDArray[np.bool_]
 
 
 NUM_SHARED, NUM_STORY_ONLY, NUM_PRODUCT_ONLY = 5, 3, 4
@@ -142,7 +142,7 @@ def draw_catalogs(
         first_us: the first midnight.
         late_category: whether the last category is new on the last day.
     """
-    topics = _draw_topics(np.random.default_rng([seed, 1]))
+    topics = _draw_topics(preset, np.random.default_rng([seed, 1]))
     late_from = num_days - 1 if late_category else None
     products = _draw_products(
         topics,
@@ -157,6 +157,8 @@ def draw_catalogs(
         topics,
         products,
         num_new=preset.num_new_stories(num_users),
+        source_supply=preset.source_supply,
+        source_exposure=preset.source_exposure,
         num_days=num_days,
         first_us=first_us,
         late_from=late_from,
@@ -165,7 +167,9 @@ def draw_catalogs(
     return Catalogs(topics, products, stories, traits)
 
 
-def draw_users(topics: Topics, *, num_users: int, num_days: int, shared: bool, rng: np.random.Generator) -> Users:
+def draw_users(
+    preset: Preset, topics: Topics, *, num_users: int, num_days: int, shared: bool, rng: np.random.Generator
+) -> Users:
     """Draw some users.
 
     Args:
@@ -190,11 +194,12 @@ def draw_users(topics: Topics, *, num_users: int, num_days: int, shared: bool, r
         latent_UJZ=latent_UJZ,
         weight_UJ=weight_UJ / of_story,
         taste_UE=_normal(rng, num_users, STYLE_WIDTH) / np.float32(2),
-        source_taste_UO=0.3 * _normal(rng, num_users, len(SOURCES)),
+        source_taste_UO=np.asarray(preset.source_logit, np.float32) + 0.3 * _normal(rng, num_users, len(SOURCES)),
         bias_U=_normal(rng, num_users),
         activity_U=rng.beta(1.3, 2.3, num_users),
         volume_U=np.exp(0.6 * rng.standard_normal(num_users)),
         joined_U=np.where(new_U, rng.integers(0, num_days, num_users), -1),
+        browses_U=rng.random(num_users) >= preset.productless_share,
     )
 
 
@@ -202,17 +207,18 @@ def _normal(rng: np.random.Generator, *shape: int) -> Floats:
     return rng.standard_normal(shape, dtype=np.float32)
 
 
-def _draw_topics(rng: np.random.Generator) -> Topics:
+def _draw_topics(preset: Preset, rng: np.random.Generator) -> Topics:
     num_topics = NUM_CATEGORIES * SUBTOPICS_PER_CATEGORY
     category_T = np.repeat(np.arange(NUM_CATEGORIES), SUBTOPICS_PER_CATEGORY)
     centres_TZ = CATEGORY_SPREAD * _normal(rng, NUM_CATEGORIES, LATENT_WIDTH)[category_T]
     centres_TZ += SUBTOPIC_SPREAD * _normal(rng, num_topics, LATENT_WIDTH)
     # the domains agree on what is popular only in part. Paper: Sec. II-C, Fig. 4 (its values are not in the text)
     common_C = rng.standard_normal(NUM_CATEGORIES)
-    weights = []
+    agreement, weights = preset.category_agreement, []
     for _ in range(2):
         own_C = rng.standard_normal(NUM_CATEGORIES)
-        log_weight_T = 0.7 * (0.6 * common_C + 0.8 * own_C)[category_T] + 0.5 * rng.standard_normal(num_topics)
+        popularity_C = agreement * common_C + np.sqrt(1 - agreement**2) * own_C
+        log_weight_T = preset.category_spread * popularity_C[category_T] + 0.5 * rng.standard_normal(num_topics)
         weights.append(np.exp(log_weight_T) / np.exp(log_weight_T).sum())
     return Topics(centres_TZ, category_T, weights[0], weights[1])
 
@@ -240,6 +246,8 @@ def _draw_stories(
     products: Items,
     *,
     num_new: int,
+    source_supply: BySource,
+    source_exposure: BySource,
     num_days: int,
     first_us: int,
     late_from: int | None,
@@ -271,9 +279,9 @@ def _draw_stories(
     latent_NZ += np.where(mounted_N, MOUNT_SPREAD, 0.0)[:, None].astype(np.float32) * _normal(
         rng, num_stories, LATENT_WIDTH
     )
-    source_N = rng.choice(len(SOURCES), num_stories, p=SOURCE_SUPPLY)
+    source_N = rng.choice(len(SOURCES), num_stories, p=source_supply)
     quality_N = _normal(rng, num_stories)
-    weight_N = np.exp(0.9 * rng.standard_normal(num_stories) + 0.2 * quality_N) * np.asarray(SOURCE_EXPOSURE)[source_N]
+    weight_N = np.exp(0.9 * rng.standard_normal(num_stories) + 0.2 * quality_N) * np.asarray(source_exposure)[source_N]
     published_us_N = _publication(born_N, first_us=first_us, rng=rng)
     traits = StoryTraits(_normal(rng, num_stories, STYLE_WIDTH), quality_N, source_N, mounts_N3)
     return Items(wish_N, latent_NZ, born_N, published_us_N, weight_N), traits
