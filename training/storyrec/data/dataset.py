@@ -24,7 +24,7 @@ from storyrec.data.validated import ValidatedLogs
 from storyrec.data.windows import ResolvedWindows, resolve_windows
 from storyrec.errors import DataError
 from storyrec.features.sequences import ClickLog, midnight_us
-from storyrec.features.titles import Vocabulary, train_vocabulary
+from storyrec.features.titles import TOKENIZER, UnknownWords, Vocabulary, train_vocabulary
 from storyrec.progress import track
 from storyrec.schema import Domain
 from storyrec.storage import open_storage, write_file, write_folder
@@ -33,7 +33,7 @@ __all__ = ["Dataset", "Instances", "ResolvedWindows", "build_dataset"]
 
 Int64s = npt.NDArray[np.int64]
 
-FORMAT = 2
+FORMAT = 3
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,7 @@ class Dataset:
         sequence_length: the most clicks that the instances point to in one domain.
         stories, products: all items published up to and including `day`.
         vocabulary: trained on titles published before the held-out days.
+        unknown_words: in the titles published in the held-out days, by "stories" and "products".
         story_clicks, product_clicks: from the start of history to `day`.
         story_click_rows_C, product_click_rows_C: the catalog row of each click, [C] int64; 0 where the
             item is in no catalog.
@@ -63,6 +64,7 @@ class Dataset:
     stories: Catalog
     products: Catalog
     vocabulary: Vocabulary
+    unknown_words: Mapping[str, UnknownWords]
     story_clicks: ClickLog
     product_clicks: ClickLog
     story_click_rows_C: Int64s
@@ -81,7 +83,7 @@ class Dataset:
                 save_record(getattr(self, name), temporary, name=name)
             for name in _ARRAYS:
                 np.save(temporary / f"{name}.npy", getattr(self, name), allow_pickle=False)
-            self.vocabulary.save(temporary / "vocabulary.json")
+            self.vocabulary.save(temporary / TOKENIZER)
             write_file(temporary / "dataset.json", json.dumps(self.summary(), indent=2).encode())
 
     @classmethod
@@ -101,7 +103,8 @@ class Dataset:
                 day=date.fromisoformat(summary["day"]),
                 windows=ResolvedWindows(**windows),
                 sequence_length=summary["sequence_length"],
-                vocabulary=Vocabulary.load(folder / "vocabulary.json"),
+                vocabulary=Vocabulary.load(folder / TOKENIZER),
+                unknown_words={name: UnknownWords(**counts) for name, counts in summary["unknown_words"].items()},
                 digest=summary["digest"],
                 **{name: load_record(kind, folder, name=name) for name, kind in _RECORDS.items()},
                 **arrays,
@@ -136,6 +139,15 @@ class Dataset:
             length=self.sequence_length,
         )
 
+    def count_unknown_words(self, vocabulary: Vocabulary, *, max_words: int) -> dict[str, UnknownWords]:
+        """What a vocabulary lacks of the titles published in the held-out days, by "stories" and "products"."""
+        start_us = midnight_us(self.windows.holdout_start(self.day))
+        counts = {}
+        for name, catalog in (("stories", self.stories), ("products", self.products)):
+            titles = [str(catalog.titles[row]) for row in np.flatnonzero(catalog.published_us_N >= start_us)]
+            counts[name] = vocabulary.count_unknown(titles, max_words=max_words)
+        return counts
+
     def summary(self) -> dict[str, object]:
         """What dataset.json says: the windows with their reasons, counts, and the digest."""
         return {
@@ -155,6 +167,7 @@ class Dataset:
                 "validation": len(self.validation),
                 "holdout": len(self.holdout),
             },
+            "unknown_words": {name: asdict(counts) for name, counts in self.unknown_words.items()},
             "digest": self.digest,
         }
 
@@ -225,6 +238,7 @@ def build_dataset(config: Config, *, day: date, out: Path) -> Dataset:
             stories=stories,
             products=products,
             vocabulary=vocabulary,
+            unknown_words={},
             story_clicks=story_clicks,
             product_clicks=product_clicks,
             story_click_rows_C=stories.rows(story_clicks.item_ids_C),
@@ -236,7 +250,11 @@ def build_dataset(config: Config, *, day: date, out: Path) -> Dataset:
             holdout=holdout,
             digest="",
         )
-        dataset = replace(dataset, digest=_digest(dataset))
+        dataset = replace(
+            dataset,
+            unknown_words=dataset.count_unknown_words(vocabulary, max_words=config.features.max_title_words),
+            digest=_digest(dataset),
+        )
         progress.advance(note="writing")
         dataset.save(out)
         progress.advance()
