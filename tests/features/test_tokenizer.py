@@ -2,7 +2,7 @@
 
 import sys
 import unicodedata
-from pathlib import Path
+from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
@@ -59,14 +59,12 @@ def test_all_characters_but_a_few_new_ones_are_split_as_the_library_splits_them(
     characters = [chr(code) for code in codes if unicodedata.category(chr(code)) not in ("Cn", "Co", "Cs")]
     titles = [f"a{character}b" for character in characters]
     words, starts = split_titles(titles)
-    ours = [words[start:stop].to_pylist() for start, stop in zip(starts[:-1], starts[1:], strict=True)]
+    ours = [words[start:stop].to_pylist() for start, stop in pairwise(starts)]
     theirs = [
         [word for word, _ in rules.pre_tokenizer.pre_tokenize_str(rules.normalizer.normalize_str(title))]
         for title in titles
     ]
-    different = {
-        ord(character) for character, one, other in zip(characters, ours, theirs, strict=True) if one != other
-    }
+    different = {ord(character) for character, one, other in zip(characters, ours, theirs, strict=True) if one != other}
     # compatibility characters of Unicode 12 and later, which the library's NFKC leaves as they are
     latin = {*range(0xA7F2, 0xA7F5), 0xAB69, *range(0x10781, 0x107BB)} - {0x10786, 0x107B1}
     assert different == {0x32FF, *latin, 0x1F16C, *range(0x1FBF0, 0x1FBFA)}

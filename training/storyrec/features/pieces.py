@@ -55,11 +55,11 @@ class Pieces:
         codes_H = code_points(runs)
         lengths_R = np.fromiter(map(len, runs), np.int64, len(runs))
         digits_H, is_end_H = self._digits[codes_H], codes_H == ord(" ")
-        steps_H, places_H = np.ones(len(codes_H), np.int64), self._index.get_indexer(digits_H)
+        steps_H, places_H = np.ones(len(codes_H), np.int64), self._index.get_indexer(pd.Index(digits_H))
         keys_H = digits_H.copy()
         for length in range(2, max(map(len, self.words), default=0) + 1):
             keys_H = keys_H[:-1] * self._base + digits_H[length - 1 :]
-            found_H = self._index.get_indexer(keys_H)
+            found_H = self._index.get_indexer(pd.Index(keys_H))
             (hits,) = np.nonzero(found_H >= 0)
             places_H[hits], steps_H[hits] = found_H[hits], length
         is_cut_H = np.zeros(len(codes_H), bool)

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -39,7 +40,7 @@ _INVISIBLE = r"[\p{Cc}\p{Cf}]"
 _CHARACTERS = r"[\p{Han}\p{P}\p{S}]"
 _RUNS = r"\p{Han}+|[\p{P}\p{S}]"
 
-Titles = Sequence[str] | pa.Array | pa.ChunkedArray
+Titles: TypeAlias = Sequence[str] | pa.Array | pa.ChunkedArray
 
 
 @dataclass(frozen=True)
