@@ -41,7 +41,7 @@ class Pieces:
     """The pieces that runs are cut into.
 
     Attributes:
-        words: distinct, of 1 to LONGEST_PIECE Han characters each.
+        words: distinct, of so few Han characters that (different characters + 2) ** length is below 2 ** 63.
     """
 
     words: Sequence[str]

@@ -11,11 +11,12 @@ R = those of them that are runs.
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -33,6 +34,7 @@ _RESERVED = ("[PAD]", "[UNK]")  # brackets are words of their own, so no title c
 NUM_RESERVED = len(_RESERVED)
 
 TITLES_AT_A_TIME = 100_000  # bounds the memory
+NUM_THREADS = 2  # Arrow and numpy work side by side; each thread has such a part in memory
 SAMPLE = 200_000  # titles with Han characters that pieces are learned from
 
 _SPACES = r"[\t\n\v\f\r]"
@@ -40,6 +42,7 @@ _INVISIBLE = r"[\p{Cc}\p{Cf}]"
 _CHARACTERS = r"[\p{Han}\p{P}\p{S}]"
 _RUNS = r"\p{Han}+|[\p{P}\p{S}]"
 
+T = TypeVar("T")
 Titles: TypeAlias = Sequence[str] | pa.Array | pa.ChunkedArray
 
 
@@ -83,14 +86,20 @@ class Vocabulary:
         Returns:
             tokens_NW: [N, max_words] int32, padded with 0 on the right; 1 = unknown.
         """
-        tokens_NW = np.full((len(titles), max_words), PADDING, np.int32)
-        start = 0
-        for batch in _batches(titles):
+
+        def encode_batch(batch: pa.StringArray) -> npt.NDArray[np.int32]:
             numbers, starts = self._number(batch)
             positions_NW = starts[:-1, None] + np.arange(max_words)
             mask_NW = positions_NW < starts[1:, None]
-            tokens_NW[start : start + len(batch)][mask_NW] = numbers[positions_NW[mask_NW]]
-            start += len(batch)
+            tokens_NW = np.full(mask_NW.shape, PADDING, np.int32)
+            tokens_NW[mask_NW] = numbers[positions_NW[mask_NW]]
+            return tokens_NW
+
+        tokens_NW = np.empty((len(titles), max_words), np.int32)
+        start = 0
+        for part_NW in _each_batch(titles, encode_batch):
+            tokens_NW[start : start + len(part_NW)] = part_NW
+            start += len(part_NW)
         return tokens_NW
 
     def count_unknown(self, titles: Titles, *, max_words: int) -> UnknownWords:
@@ -176,8 +185,8 @@ def train_vocabulary(titles: Titles, *, size: int, min_count: int) -> Vocabulary
     runs = _sample_runs(titles)
     pieces = Pieces(learn_pieces(runs, longest=LONGEST_PIECE, size=size, min_count=min_count) if runs else [])
     counts: Counter[str] = Counter()
-    for batch in _batches(titles):
-        counts.update(_count(batch, pieces))
+    for counted in _each_batch(titles, lambda batch: _count(batch, pieces)):
+        counts.update(counted)
     return most_frequent_words(counts, size=size, min_count=min_count)
 
 
@@ -229,22 +238,30 @@ def _count(titles: pa.StringArray, pieces: Pieces) -> dict[str, int]:
 
 def _sample_runs(titles: Titles) -> list[str]:
     """The runs of Han characters of SAMPLE titles or fewer, the same ones in whatever order the titles are."""
-    num_titles = 0
-    for batch in _batches(titles):
-        num_titles += int(pc.sum(pc.match_substring_regex(batch, r"\p{Han}")).as_py() or 0)
-    bound = np.uint64(min(1.0, SAMPLE / max(num_titles, 1)) * (2**64 - 2**11))
-    runs: list[str] = []
-    for batch in _batches(titles) if num_titles else ():
-        batch = batch.filter(pc.match_substring_regex(batch, r"\p{Han}"))
+    num_titles = sum(_each_batch(titles, lambda batch: pc.sum(_have_han(batch), min_count=0).as_py()))
+    if not num_titles:
+        return []
+    bound = np.uint64(min(1.0, SAMPLE / num_titles) * (2**64 - 2**11))  # a float next to 2**64 is too large
+
+    def draw(batch: pa.StringArray) -> list[str]:
+        batch = batch.filter(_have_han(batch))
         is_drawn = pd.util.hash_array(batch.to_numpy(zero_copy_only=False), categorize=False) <= bound
         units = _split(batch.filter(pa.array(is_drawn)), _RUNS)[0]
-        runs += units.filter(pa.array(_are_runs(units))).to_pylist()
-    return runs
+        runs: list[str] = units.filter(pa.array(_are_runs(units))).to_pylist()
+        return runs
+
+    return [run for runs in _each_batch(titles, draw) for run in runs]
 
 
-def _batches(titles: Titles) -> Iterator[pa.StringArray]:
-    for start in range(0, len(titles), TITLES_AT_A_TIME):
-        yield _strings(titles[start : start + TITLES_AT_A_TIME])
+def _have_han(titles: pa.StringArray) -> pa.BooleanArray:
+    return pc.match_substring_regex(titles, r"\p{Han}")
+
+
+def _each_batch(titles: Titles, work: Callable[[pa.StringArray], T]) -> Iterator[T]:
+    """What becomes of TITLES_AT_A_TIME titles after the other, in order."""
+    starts = range(0, len(titles), TITLES_AT_A_TIME)
+    with ThreadPoolExecutor(NUM_THREADS) as pool:
+        yield from pool.map(lambda start: work(_strings(titles[start : start + TITLES_AT_A_TIME])), starts)
 
 
 def _strings(titles: Titles) -> pa.StringArray:
