@@ -99,6 +99,7 @@ def draw_dataset(scale: float, *, generator: np.random.Generator) -> Dataset:
         stories=nothing,
         products=nothing,
         vocabulary=Vocabulary(()),
+        unknown_words={},
         story_clicks=clicks[0],
         product_clicks=clicks[1],
         story_click_rows_C=rows[0],

@@ -64,7 +64,7 @@ def test_the_layout_is_the_documented_one(packed: Path) -> None:
         "ranker.onnx",
         "aden.safetensors",
         "dual.safetensors",
-        "vocabulary.json",
+        "tokenizer.json",
         "config.toml",
         "training.json",
     }

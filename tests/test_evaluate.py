@@ -13,7 +13,10 @@ import storyrec.evaluate as evaluate_module
 from storyrec.bundle import Bundle
 from storyrec.config import Config
 from storyrec.evaluate import evaluate_model, score_instances
+from storyrec.features.sequences import midnight_us
+from storyrec.features.titles import Vocabulary
 from storyrec.logs.partitions import encode
+from storyrec.manifest import seal_folder
 from storyrec.metrics import per_user_auc
 from storyrec.report import render_report
 from storyrec.schema import TRUTH, Domain
@@ -117,6 +120,43 @@ def test_items_that_the_bundle_does_not_know_are_embedded_by_its_extractors(
     assert forgetful.vectors(data.stories, domain=Domain.STORY) == pytest.approx(
         bundle.vectors(data.stories, domain=Domain.STORY), abs=1e-6
     )
+
+
+@pytest.mark.parametrize("largest", [0.05, 0.9])
+def test_what_a_champion_of_few_words_does_not_know_is_counted_and_warned_of(
+    world: World, packed: Path, tmp_path: Path, largest: float
+) -> None:
+    data, champion = world.data, tmp_path / "champion"
+    shutil.copytree(packed, champion)
+    Vocabulary(data.vocabulary.words[:12]).save(champion / "tokenizer.json")
+    seal_folder(champion, day=data.day)
+    settings = world.config.evaluation.model_copy(update={"max_unknown_words": largest})
+    config = world.config.model_copy(update={"evaluation": settings})
+    evaluate_model(config, dataset=world.dataset, bundle=packed, champion=champion, out=tmp_path / "out")
+    read = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    page = (tmp_path / "out" / "report.html").read_text()
+    start_us = midnight_us(data.windows.holdout_start(data.day))
+    warnings = []
+    for model, known in (("challenger", data.vocabulary.words), ("champion", data.vocabulary.words[:12])):
+        for items, catalog in (("stories", data.stories), ("products", data.products)):
+            is_new = catalog.published_us_N >= start_us
+            titles = [title.split() for title, new in zip(catalog.titles, is_new, strict=True) if new]
+            counts = {
+                "num_titles": len(titles),
+                "num_words": sum(map(len, titles)),
+                "num_unknown": sum(word not in known for title in titles for word in title),
+            }
+            assert read[model]["unknown_words"][items] == counts
+            share = counts["num_unknown"] / counts["num_words"]
+            assert f">{share:.1%}</td>" in page
+            if share > largest:
+                warnings.append(
+                    f"{share:.1%} of the words in the titles of {len(titles)} new {items} are unknown to the {model}, "
+                    f"more than {largest:.1%}"
+                )
+    assert read["warnings"] == warnings
+    assert [warning in page for warning in warnings] == [True] * len(warnings)
+    assert any("champion" in warning for warning in warnings) == (largest < 0.5)
 
 
 def test_the_slices_cover_the_sources_and_the_cold_users(world: World, evaluation: Path) -> None:

@@ -315,5 +315,5 @@ def write_champion(
                 parameter.normal_(std=0.3)
         weights = safetensors.torch.save(model.state_dict())
     (folder / "aden.safetensors").write_bytes(weights)
-    known.save(folder / "vocabulary.json")
+    known.save(folder / "tokenizer.json")
     return folder, known

@@ -343,7 +343,7 @@ def test_damaged_champion_is_a_model_error(damage: str, data: Dataset, pretrain:
         case "truncated":
             weights.write_bytes(weights.read_bytes()[:50])
         case "vocabulary":
-            Vocabulary(known.words[:-1]).save(champion / "vocabulary.json")
+            Vocabulary(known.words[:-1]).save(champion / "tokenizer.json")
     with pytest.raises(ModelError, match="champion"):
         pretrain(data, settings(), champion)
     assert not (tmp_path / "dual").exists()
@@ -377,5 +377,5 @@ def write_champion(
         safetensors.torch.save_file(model.state_dict(), folder / "dual.safetensors")
     else:
         (folder / "dual.safetensors").write_bytes(weights.read_bytes())
-    known.save(folder / "vocabulary.json")
+    known.save(folder / "tokenizer.json")
     return folder, known

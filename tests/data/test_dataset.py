@@ -19,6 +19,7 @@ from storyrec.data.build import build_dataset
 from storyrec.data.dataset import Dataset
 from storyrec.errors import DataError, MissingPartition, SchemaMismatch
 from storyrec.features.sequences import DAY_US, midnight_us
+from storyrec.features.titles import UnknownWords
 
 LAST_DAY = FIRST_DAY + timedelta(days=4)
 HOLDOUT_US = midnight_us(LAST_DAY)
@@ -140,6 +141,8 @@ def test_words_and_mounts_of_the_held_out_day_are_not_learned(root: Path, tmp_pa
     assert after.stories.titles[int(after.stories.rows(1_000))] == "surprise shareda", "the newest row wins"
     assert "surprise" not in after.vocabulary.words
     assert after.vocabulary == before.vocabulary
+    assert after.unknown_words["stories"] == UnknownWords(num_titles=1, num_words=1, num_unknown=1)
+    assert Dataset.load(tmp_path / "after").unknown_words == after.unknown_words
     assert after.pairs_M2.tolist() == before.pairs_M2.tolist()
 
 

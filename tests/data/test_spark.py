@@ -75,7 +75,9 @@ EVENTS = st.lists(st.tuples(st.integers(1, 3), st.integers(0, 2), st.integers(0,
 
 
 @settings(max_examples=10, deadline=None, suppress_health_check=list(HealthCheck))
-@given(shown=EVENTS, labels=st.lists(st.booleans(), min_size=25, max_size=25), clicks=EVENTS, share=st.floats(0.1, 0.45))
+@given(
+    shown=EVENTS, labels=st.lists(st.booleans(), min_size=25, max_size=25), clicks=EVENTS, share=st.floats(0.1, 0.45)
+)
 def test_any_logs_give_the_same_dataset(
     tmp_path_factory: pytest.TempPathFactory,
     shown: list[tuple[int, int, int, int]],

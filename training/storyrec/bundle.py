@@ -4,7 +4,7 @@
     ranker.onnx         item vectors and time blocks -> click probabilities
     aden.safetensors    fine-tuned extractors and ranker: embed new items
     dual.safetensors    pre-trained extractors: match stories to products
-    vocabulary.json, config.toml (windows resolved), training.json
+    tokenizer.json, config.toml (windows resolved), training.json
     items/*.npy         ids, item vectors and matching vectors of both domains; row 0 is padding
     evaluation.json, verdict.json    added by the deployment
 
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from storyrec.models.extractors import Extractors, RawItems
 
 RANKER, ADEN, DUAL = "ranker.onnx", "aden.safetensors", "dual.safetensors"
-VOCABULARY, CONFIG, TRAINING = "vocabulary.json", "config.toml", "training.json"
+VOCABULARY, CONFIG, TRAINING = "tokenizer.json", "config.toml", "training.json"
 NUM_PROBES = 16
 NAMES = {Domain.STORY: "story", Domain.PRODUCT: "product"}
 

@@ -156,6 +156,7 @@ class Evaluation(Section):
 
     top_k: int = Field(5, ge=1)
     num_candidates: int = Field(13, ge=1)  # non-clicked stories that one clicked story is ranked against
+    max_unknown_words: float = Field(0.1, ge=0, le=1)  # share in titles of the held-out days; above it, a warning
     seed: int = 7
 
 

@@ -6,7 +6,7 @@ embedded by the bundle's own extractors, the ONNX ranker on top. Paper: Sec. IV-
 
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +19,7 @@ from storyrec.data.batches import make_batch
 from storyrec.data.catalog import Catalog
 from storyrec.data.dataset import Dataset
 from storyrec.data.instances import Instances
+from storyrec.features.titles import UnknownWords
 from storyrec.logs.partitions import list_days, read_partition
 from storyrec.metrics import Booleans, Floats, per_user_auc, summarize
 from storyrec.progress import Tracker, track
@@ -54,6 +55,11 @@ def evaluate_model(config: Config, *, dataset: Path, bundle: Path, champion: Pat
         challenger_B = score_instances(challenger, data, holdout, progress=progress)
         champion_B = score_instances(incumbent, data, holdout, progress=progress) if incumbent else None
 
+    unknown = {
+        name: _unknown_words(model, data)
+        for name, model in (("challenger", challenger), ("champion", incumbent))
+        if model is not None
+    }
     popularity_B = popularity(data)
     truth_B = true_probabilities(config, data)
     evaluation = {
@@ -64,16 +70,23 @@ def evaluate_model(config: Config, *, dataset: Path, bundle: Path, champion: Pat
             "version": challenger.version,
             "metrics": figures(challenger_B),
             "onnx_difference": challenger.onnx_difference,
+            "unknown_words": _counts(unknown["challenger"]),
             "calibration": _calibration(holdout.clicked_B, challenger_B),
             "training": challenger.training,
         },
-        "champion": {"version": incumbent.version, "day": incumbent.day.isoformat(), "metrics": figures(champion_B)}
+        "champion": {
+            "version": incumbent.version,
+            "day": incumbent.day.isoformat(),
+            "metrics": figures(champion_B),
+            "unknown_words": _counts(unknown["champion"]),
+        }
         if incumbent and champion_B is not None
         else None,
         "oracle": {"metrics": _on_known(config, holdout, truth_B)} if truth_B is not None else None,
         "popularity": {"metrics": figures(popularity_B) | {"mean_score": None}},  # counts are no probabilities
         "slices": _slices(data, challenger_B, champion_B),
         "examples": _examples(data, challenger_B),
+        "warnings": unknown_word_warnings(unknown, largest=config.evaluation.max_unknown_words),
     }
     by_user = per_user_auc(holdout.user_ids_B, holdout.clicked_B, challenger_B)
     champion_auc = (
@@ -113,6 +126,30 @@ def score_instances(bundle: Bundle, data: Dataset, instances: Instances, *, prog
         if progress is not None:
             progress.advance(len(index_B))
     return scores_B
+
+
+def _unknown_words(bundle: Bundle, data: Dataset) -> dict[str, UnknownWords]:
+    return data.count_unknown_words(bundle.vocabulary, max_words=bundle.config.features.max_title_words)
+
+
+def _counts(unknown: Mapping[str, UnknownWords]) -> dict[str, dict[str, int]]:
+    return {name: dataclasses.asdict(counts) for name, counts in unknown.items()}
+
+
+def unknown_word_warnings(unknown: Mapping[str, Mapping[str, UnknownWords]], *, largest: float) -> list[str]:
+    """Which model lacks too many words of the titles published in the held-out days, in sentences.
+
+    Args:
+        unknown: what a model's vocabulary lacks, by model and by "stories" and "products".
+        largest: share of unknown words above which it is said, 0 to 1.
+    """
+    return [
+        f"{counts.num_unknown / counts.num_words:.1%} of the words in the titles of {counts.num_titles:,} new {items} "
+        f"are unknown to the {model}, more than {largest:.1%}"
+        for model, by_items in unknown.items()
+        for items, counts in by_items.items()
+        if counts.num_unknown > largest * counts.num_words
+    ]
 
 
 def _figures(config: Config, instances: Instances) -> Callable[[Floats], dict[str, float]]:

@@ -44,7 +44,11 @@ def render_report(
     evaluation = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
     per_user = np.load(folder / "per_user.npz")
     columns = [
-        {"name": name, "metrics": evaluation[name]["metrics"]}
+        {
+            "name": name,
+            "metrics": evaluation[name]["metrics"],
+            "unknown_words": {items: _share(evaluation[name], items) for items in ("stories", "products")},
+        }
         for name in ("challenger", "champion", "popularity", "oracle")
         if evaluation.get(name)
     ]
@@ -80,6 +84,12 @@ def _named_figures(metrics: Document) -> list[tuple[str, str]]:
 
 def _number(value: float | None) -> str:
     return "–" if value is None or not math.isfinite(value) else f"{value:.4f}"
+
+
+def _share(model: Document, items: str) -> str:
+    """Unknown words among those of the new titles, in percent; a dash where there are none to count."""
+    counts = model.get("unknown_words", {}).get(items)
+    return f"{counts['num_unknown'] / counts['num_words']:.1%}" if counts and counts["num_words"] else "–"
 
 
 def _plot_difference(challenger_U: np.ndarray, champion_U: np.ndarray) -> markupsafe.Markup:

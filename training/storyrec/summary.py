@@ -56,6 +56,8 @@ def _print_day(work: Storage, day: date, *, config: Config, console: Console) ->
     console.print(f"Challenger {verdict['challenger']} is {word}:")
     for rule in verdict["rules"]:
         console.print(f"  {'[green]✓[/]' if rule['passed'] else '[red]✗[/]'} {rule['reason']}", soft_wrap=True)
+    for warning in evaluation.get("warnings", ()):
+        console.print(f"  [yellow]![/] {warning}", soft_wrap=True)
     console.print(f"{outcome['status'].capitalize()}; champion: {outcome['champion'] or 'none'}\n")
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from storyrec.config import Config, load_config
 from storyrec.errors import ConfigError, ModelError
-from storyrec.features.titles import Vocabulary
+from storyrec.features.titles import TOKENIZER, Vocabulary
 
 WORD_TABLE = "extractors.words.weight"
 
@@ -66,7 +66,7 @@ def start_from_champion(
     if champion is None:
         return Start(False, "there is no champion", 0, vocabulary.size)
     weights = load_weights(champion / weights_name)
-    known = Vocabulary.load(champion / "vocabulary.json")
+    known = Vocabulary.load(champion / TOKENIZER)
     reason = _difference(champion, config=config, block_hours=block_hours) or _misfit(model, weights)
     if reason:
         return Start(False, reason, 0, vocabulary.size)

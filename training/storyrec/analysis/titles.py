@@ -3,7 +3,6 @@
 Paper: Sec. II-C, Eq. 1, Table II. Suffixes: K = bins, L = numbers of words.
 """
 
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import date
@@ -13,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from storyrec.features.similarity import SIMILARITY_EDGES, title_similarity
-from storyrec.features.titles import PADDING, UNKNOWN, count_words, most_frequent_words, split_titles
+from storyrec.features.titles import split_titles, train_vocabulary
 from storyrec.logs.partitions import day_number
 from storyrec.progress import Tracker
 from storyrec.schema import Domain
@@ -27,10 +26,10 @@ class TitleFigures:
     """The titles of one domain.
 
     Attributes:
-        lengths_L: titles with 0, 1, 2 ... words.
+        lengths_L: titles with 0, 1, 2 ... words; a Han character is a word, as in the paper's figures.
         mean_length: words a title, over titles with a word; None without any.
         num_new: titles of items that were first there on the last day.
-        num_new_words: words of these, cut as the model cuts them.
+        num_new_words: words of these, split and cut as the model reads them.
         num_unknown_words: those of them that the vocabulary of the days before lacks.
     """
 
@@ -48,7 +47,7 @@ class Titles:
     Attributes:
         story, product: by domain.
         vocabulary_size: of the vocabulary trained on the days before the last one.
-        num_distinct_words: that those days have.
+        num_distinct_words: that those days have, a Han character being a word.
         similarity_K: pairs in each bin of Table II.
     """
 
@@ -76,7 +75,8 @@ def measure_titles(
         vocabulary_size, min_word_count, max_title_words: as the models' vocabulary is trained and used.
         progress: advances by 3.
     """
-    earlier: Counter[str] = Counter()
+    earlier: list[pa.StringArray] = []
+    distinct: set[str] = set()
     lengths: dict[Domain, np.ndarray] = {}
     new: dict[Domain, list[str]] = {}
     for domain, table in TABLES.items():
@@ -85,20 +85,23 @@ def measure_titles(
             is_new = np.asarray(batch["first_day"].to_numpy()) == day_number(last_day)
             words, starts = split_titles(batch["title"])
             lengths[domain] = _add(lengths[domain], np.bincount(np.diff(starts)))
-            earlier.update(count_words(words.filter(pa.array(np.repeat(~is_new, np.diff(starts))))))
+            distinct.update(words.filter(pa.array(np.repeat(~is_new, np.diff(starts)))).unique().to_pylist())
+            earlier.append(batch["title"].filter(pa.array(~is_new)))
             new[domain] += batch["title"].filter(pa.array(is_new)).to_pylist()
         progress.advance(note="titles")
-    vocabulary = most_frequent_words(earlier, size=vocabulary_size, min_count=min_word_count)
+    vocabulary = train_vocabulary(
+        pa.chunked_array(earlier, pa.string()), size=vocabulary_size, min_count=min_word_count
+    )
     figures = {}
     for domain in Domain:
-        tokens_NW = vocabulary.encode(new[domain], max_words=max_title_words)
+        unknown = vocabulary.count_unknown(new[domain], max_words=max_title_words)
         num_titles = lengths[domain][1:].sum()
         figures[domain] = TitleFigures(
             lengths_L=tuple(lengths[domain].tolist()),
             mean_length=float(lengths[domain] @ np.arange(len(lengths[domain])) / num_titles) if num_titles else None,
-            num_new=len(new[domain]),
-            num_new_words=int((tokens_NW != PADDING).sum()),
-            num_unknown_words=int((tokens_NW == UNKNOWN).sum()),
+            num_new=unknown.num_titles,
+            num_new_words=unknown.num_words,
+            num_unknown_words=unknown.num_unknown,
         )
     similarity_K = _similarities(connection)
     progress.advance(note="pairs")
@@ -106,7 +109,7 @@ def measure_titles(
         story=figures[Domain.STORY],
         product=figures[Domain.PRODUCT],
         vocabulary_size=vocabulary.size,
-        num_distinct_words=len(earlier),
+        num_distinct_words=len(distinct),
         similarity_K=tuple(similarity_K.tolist()),
     )
 

@@ -9,6 +9,7 @@ Suffixes: C = clicks, M = pairs, N = items with the padding row.
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import date, timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -23,7 +24,7 @@ from storyrec.arrays import Texts, load_array, load_record, save_record
 from storyrec.config import Config
 from storyrec.data.catalog import Catalog, mounted_pairs, newest_rows
 from storyrec.data.catalog_parts import CatalogRows, catalog_kind, covers_kind, load_rows
-from storyrec.data.dataset import ARRAYS, FORMAT, RECORDS, SUMMARY, VOCABULARY, Dataset, Digest
+from storyrec.data.dataset import ARRAYS, FORMAT, RECORDS, SUMMARY, Dataset, Digest
 from storyrec.data.events import IMPRESSIONS, PRODUCT_CLICKS, Impressions, load_clicks, load_impressions, merged_places
 from storyrec.data.instances import Instances, split_training
 from storyrec.data.parts import Part, Parts
@@ -34,7 +35,7 @@ from storyrec.errors import DataError
 from storyrec.features.covers import COVERS, OUTCOMES
 from storyrec.features.partitions import work_folder
 from storyrec.features.sequences import DAY_US, ClickLog, distinct, midnight_us, to_int64
-from storyrec.features.titles import train_vocabulary
+from storyrec.features.titles import TOKENIZER, train_vocabulary
 from storyrec.logs.partitions import VALIDATED, day_number
 from storyrec.progress import track
 from storyrec.schema import COVER_WIDTH, TABLES
@@ -97,7 +98,7 @@ def _build(config: Config, logs: ValidatedLogs, parts: Parts, folder: Path, *, m
             size=config.features.vocabulary_size,
             min_count=config.features.min_word_count,
         )
-        vocabulary.save(folder / VOCABULARY)
+        vocabulary.save(folder / TOKENIZER)
         del known_stories, known_products, titles
         progress.advance(note="clicks")
         for kind, catalog, domain in ((IMPRESSIONS, stories, "story"), (PRODUCT_CLICKS, products, "product")):
@@ -125,11 +126,14 @@ def _build(config: Config, logs: ValidatedLogs, parts: Parts, folder: Path, *, m
             windows=windows,
             sequence_length=config.features.sequence_length,
             vocabulary=vocabulary,
+            unknown_words={},
             left_out=left_out,
             made_of=made_of,
             digest=digest,
             **content,
         )
+        unknown = dataset.count_unknown_words(vocabulary, max_words=config.features.max_title_words)
+        dataset = replace(dataset, unknown_words=unknown)
         write_file(folder / SUMMARY, json.dumps(dataset.summary(), indent=2).encode())
         progress.advance()
 

@@ -15,20 +15,21 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
 from storyrec.arrays import load_array, load_record, save_record
 from storyrec.data.catalog import Catalog
 from storyrec.data.instances import Instances
 from storyrec.data.windows import ResolvedWindows
 from storyrec.errors import DataError
-from storyrec.features.sequences import ClickLog
-from storyrec.features.titles import Vocabulary
+from storyrec.features.sequences import ClickLog, midnight_us
+from storyrec.features.titles import TOKENIZER, UnknownWords, Vocabulary
 from storyrec.storage import write_file, write_folder
 
 Int64s = npt.NDArray[np.int64]
 
 FORMAT = 3
-SUMMARY, VOCABULARY = "dataset.json", "vocabulary.json"
+SUMMARY = "dataset.json"
 BLOCK_BYTES = 2**22
 TEXTS_AT_A_TIME = 100_000
 
@@ -43,6 +44,7 @@ class Dataset:
         sequence_length: the most clicks that the instances point to in one domain.
         stories, products: all items published up to and including `day`.
         vocabulary: trained on titles published before the held-out days.
+        unknown_words: in the titles published in the held-out days, by "stories" and "products".
         story_clicks, product_clicks: from the start of history to `day`.
         story_click_rows_C, product_click_rows_C: the catalog row of each click, [C] int64; 0 where the
             item is in no catalog.
@@ -53,7 +55,7 @@ class Dataset:
         holdout: all impressions of the held-out days.
         left_out: impressions of the training and held-out days that are in no part, by the reason.
         made_of: SHA-256 of the files and settings it was made of.
-        digest: SHA-256 of all but the last two.
+        digest: SHA-256 of all but what was counted and `made_of`.
     """
 
     day: date
@@ -62,6 +64,7 @@ class Dataset:
     stories: Catalog
     products: Catalog
     vocabulary: Vocabulary
+    unknown_words: Mapping[str, UnknownWords]
     story_clicks: ClickLog
     product_clicks: ClickLog
     story_click_rows_C: Int64s
@@ -82,7 +85,7 @@ class Dataset:
                 save_record(getattr(self, name), temporary, name=name)
             for name in ARRAYS:
                 np.save(temporary / f"{name}.npy", getattr(self, name), allow_pickle=False)
-            self.vocabulary.save(temporary / VOCABULARY)
+            self.vocabulary.save(temporary / TOKENIZER)
             write_file(temporary / SUMMARY, json.dumps(self.summary(), indent=2).encode())
 
     @classmethod
@@ -102,9 +105,10 @@ class Dataset:
                 day=date.fromisoformat(summary["day"]),
                 windows=ResolvedWindows(**windows),
                 sequence_length=summary["sequence_length"],
-                vocabulary=Vocabulary.load(folder / VOCABULARY),
+                vocabulary=Vocabulary.load(folder / TOKENIZER),
                 left_out=summary["left_out"],
                 made_of=summary["made_of"],
+                unknown_words={name: UnknownWords(**counts) for name, counts in summary["unknown_words"].items()},
                 digest=summary["digest"],
                 **{name: load_record(kind, folder, name=name) for name, kind in RECORDS.items()},
                 **arrays,
@@ -139,6 +143,15 @@ class Dataset:
             length=self.sequence_length,
         )
 
+    def count_unknown_words(self, vocabulary: Vocabulary, *, max_words: int) -> dict[str, UnknownWords]:
+        """What a vocabulary lacks of the titles published in the held-out days, by "stories" and "products"."""
+        start_us = midnight_us(self.windows.holdout_start(self.day))
+        counts = {}
+        for name, catalog in (("stories", self.stories), ("products", self.products)):
+            titles = pa.array(catalog.titles, pa.string()).filter(pa.array(catalog.published_us_N >= start_us))
+            counts[name] = vocabulary.count_unknown(titles, max_words=max_words)
+        return counts
+
     def summary(self) -> dict[str, object]:
         """What dataset.json says: the windows with their reasons, counts, and the digest."""
         return {
@@ -160,6 +173,7 @@ class Dataset:
             },
             "left_out": dict(self.left_out),
             "made_of": self.made_of,
+            "unknown_words": {name: asdict(counts) for name, counts in self.unknown_words.items()},
             "digest": self.digest,
         }
 
