@@ -238,9 +238,10 @@ def _balance(training: "DataFrame", *, seed: int) -> "DataFrame":
         .sort_values(["day", "user_id"])
     )
     drawn = []
-    for day, own in groups.groupby("day"):
+    for day in groups["day"].unique().tolist():
+        own = groups[groups["day"] == day]
         ends_G = own["num_passed"].cumsum().to_numpy()
-        ranks = draw_passed(int(own["num_clicked"].sum()), int(own["num_passed"].sum()), seed=seed, day=int(day))
+        ranks = draw_passed(int(own["num_clicked"].sum()), int(own["num_passed"].sum()), seed=seed, day=day)
         users = np.searchsorted(ends_G, ranks, side="right")
         starts_G = ends_G - own["num_passed"].to_numpy()
         place = ranks - starts_G[users]
