@@ -144,7 +144,7 @@ class Dataset:
         start_us = midnight_us(self.windows.holdout_start(self.day))
         counts = {}
         for name, catalog in (("stories", self.stories), ("products", self.products)):
-            titles = [str(catalog.titles[row]) for row in np.flatnonzero(catalog.published_us_N >= start_us)]
+            titles = [str(catalog.titles[row]) for row in np.flatnonzero(catalog.published_us_N >= start_us).tolist()]
             counts[name] = vocabulary.count_unknown(titles, max_words=max_words)
         return counts
 
