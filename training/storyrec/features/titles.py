@@ -11,7 +11,7 @@ R = those of them that are runs.
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -187,11 +187,6 @@ def train_vocabulary(titles: Titles, *, size: int, min_count: int) -> Vocabulary
     counts: Counter[str] = Counter()
     for counted in _each_batch(titles, lambda batch: _count(batch, pieces)):
         counts.update(counted)
-    return most_frequent_words(counts, size=size, min_count=min_count)
-
-
-def most_frequent_words(counts: Mapping[str, int], *, size: int, min_count: int) -> Vocabulary:
-    """The vocabulary of counted words; see `train_vocabulary`."""
     ranked = sorted((-count, word) for word, count in counts.items() if count >= min_count)
     return Vocabulary((*_RESERVED, *(word for _, word in ranked[: size - NUM_RESERVED])))
 
