@@ -93,6 +93,14 @@ def load_table(path: Path) -> pa.Table:
     return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
 
 
+def new_array(path: Path, shape: tuple[int, ...], dtype: npt.DTypeLike) -> None:
+    """A file of zeros."""
+    with path.open("wb") as file:
+        descr = np.lib.format.dtype_to_descr(np.dtype(dtype))
+        np.lib.format.write_array_header_1_0(file, {"descr": descr, "fortran_order": False, "shape": shape})
+        file.truncate(file.tell() + int(np.prod(shape)) * np.dtype(dtype).itemsize)
+
+
 def load_array(path: Path) -> npt.NDArray[Any]:
     """A memory-mapped array, as a plain one: indexing a memmap costs more."""
     return np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
