@@ -13,7 +13,8 @@ from storyrec.analysis import database
 from storyrec.analysis.analyze import analyze
 from storyrec.analysis.report import write_analysis
 from storyrec.config import Config, Locations, load_config
-from storyrec.data.dataset import Dataset, build_dataset
+from storyrec.data.build import build_dataset
+from storyrec.data.dataset import Dataset
 from storyrec.errors import StorageError
 from storyrec.logs.simulate import simulate
 from storyrec.logs.validate import validate_logs

@@ -29,7 +29,9 @@ CONF = {"spark.sql.shuffle.partitions": "2", "spark.default.parallelism": "2", "
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(importlib.util.find_spec("pyspark") is None, reason="PySpark is not installed"),
+    pytest.mark.skipif(
+        importlib.util.find_spec("pyspark") is None, reason="PySpark is not on the path: make test-slow sets it up"
+    ),
     pytest.mark.skipif(shutil.which("java") is None, reason="Spark needs Java"),
 ]
 
