@@ -1,14 +1,13 @@
 """Steps whose disk is full halfway: one clear error, the old state stays, and the same command finishes later."""
 
-import resource
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from datetime import date, timedelta
 from pathlib import Path
 
 import pytest
 
 from builders import planted_config, write_validated
+from full_disk import full_disk
 from storyrec.analysis import database
 from storyrec.analysis.analyze import analyze
 from storyrec.analysis.report import write_analysis
@@ -20,17 +19,6 @@ from storyrec.logs.simulate import simulate
 from storyrec.logs.validate import validate_logs
 
 FIRST_DAY = date(2026, 3, 1)
-
-
-@contextmanager
-def full_disk(num_bytes: int) -> Iterator[None]:
-    """No file may grow beyond this size, as on a disk that is full."""
-    old = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, old[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, old)
 
 
 def files_of(folder: Path) -> dict[str, bytes]:

@@ -1,13 +1,12 @@
-import resource
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from datetime import date, timedelta
 
 import pytest
 from faults import FAULTS, spoil
 from marketplace import DAY, Market, Row, at, make_rows, to_table
 
+from full_disk import full_disk
 from s3_server import S3Server
 from storyrec.config import Config, Locations
 from storyrec.errors import DataError, DayStopped, MissingPartition, SchemaMismatch, StorageError
@@ -27,17 +26,6 @@ from storyrec.logs.validate import catch_up, validate_logs
 from storyrec.schema import TABLES
 
 FIRST = DAY - timedelta(days=4)
-
-
-@contextmanager
-def full_disk(num_bytes: int) -> Iterator[None]:
-    """No file may grow beyond this size, as on a disk that is full."""
-    old = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, old[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, old)
 
 
 def report_of(market: Market, day: date) -> ValidationReport:
