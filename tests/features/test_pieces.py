@@ -1,6 +1,13 @@
 """Runs of Han characters: the longest piece first, many runs at once as one at a time."""
 
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import product
+from threading import Barrier
+
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -35,6 +42,27 @@ def test_pieces_do_not_reach_into_the_next_run() -> None:
     cut = Pieces(["连衣裙", "衣", "裙"]).cut(["连衣", "裙", "连衣裙"])
     assert cut.places_T.tolist() == [-1, 1, 2, 0]
     assert cut.lengths_R.tolist() == [2, 1, 1]
+
+
+@pytest.fixture
+def hasty_threads() -> Iterator[None]:
+    """Threads take turns so often that they meet."""
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(interval)
+
+
+@pytest.mark.usefixtures("hasty_threads")
+def test_threads_may_share_pieces_from_their_first_use() -> None:
+    words = [left + right for left, right in product((chr(0x4E00 + number) for number in range(60)), repeat=2)]
+    runs = ["".join(words[start::97]) for start in range(20)]
+    expected = Pieces(words).cut(runs).places_T.tolist()
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(20):
+            pieces, start = Pieces(words), Barrier(4)
+            cuts = [pool.submit(lambda: (start.wait(), pieces.cut(runs))[1]) for _ in range(4)]  # noqa: B023
+            assert all(cut.result().places_T.tolist() == expected for cut in cuts)
 
 
 def test_code_points_are_those_of_the_runs_with_a_space_after_each() -> None:

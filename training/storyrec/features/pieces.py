@@ -14,7 +14,8 @@ from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
 
 Int64s = npt.NDArray[np.int64]
 
@@ -55,11 +56,11 @@ class Pieces:
         codes_H = code_points(runs)
         lengths_R = np.fromiter(map(len, runs), np.int64, len(runs))
         digits_H, is_end_H = self._digits[codes_H], codes_H == ord(" ")
-        steps_H, places_H = np.ones(len(codes_H), np.int64), self._index.get_indexer(pd.Index(digits_H))
+        steps_H, places_H = np.ones(len(codes_H), np.int64), self._find(digits_H)
         keys_H = digits_H.copy()
         for length in range(2, max(map(len, self.words), default=0) + 1):
             keys_H = keys_H[:-1] * self._base + digits_H[length - 1 :]
-            found_H = self._index.get_indexer(pd.Index(keys_H))
+            found_H = self._find(keys_H)
             (hits,) = np.nonzero(found_H >= 0)
             places_H[hits], steps_H[hits] = found_H[hits], length
         is_cut_H = np.zeros(len(codes_H), bool)
@@ -87,14 +88,20 @@ class Pieces:
     def _base(self) -> int:
         return len(self._characters) + _NO_PIECE + 1
 
+    def _find(self, keys_H: Int64s) -> Int64s:
+        """Where the piece of each number stands; -1 where there is none."""
+        # Arrow and not a pandas index: that one builds its table at its first use, and threads meet in it.
+        places = pc.index_in(pa.array(keys_H), self._keys).fill_null(-1)
+        return places.to_numpy().astype(np.int64)
+
     @cached_property
-    def _index(self) -> "pd.Index[int]":
-        """Where each piece stands, by its number; none has the digit 0, so different lengths never meet."""
+    def _keys(self) -> pa.Int64Array:
+        """The number of each piece; none has the digit 0, so different lengths never meet."""
         keys = np.zeros(len(self.words), np.int64)
         for number, word in enumerate(self.words):
             for digit in self._digits[code_points([word])[:-1]]:
                 keys[number] = keys[number] * self._base + digit
-        return pd.Index(keys)
+        return pa.array(keys)
 
 
 def code_points(runs: Sequence[str]) -> npt.NDArray[np.uint32]:
