@@ -211,6 +211,23 @@ def test_every_impression_is_an_instance_or_left_out_for_a_reason(root: Path, tm
     assert len(dataset.train) == 2 * clicked
 
 
+def test_a_share_of_the_users_is_as_if_the_others_had_done_nothing(root: Path, tmp_path: Path) -> None:
+    every = build_dataset(planted_config(root), day=LAST_DAY, out=tmp_path / "every")
+    sample = build_dataset(planted_config(root, user_share=0.5), day=LAST_DAY, out=tmp_path / "sample")
+    users = set(sample.holdout.user_ids_B.tolist())
+    assert 10 < len(users) < 30
+    num_days = every.windows.training_days + every.windows.holdout_days
+    assert sample.left_out["user outside the sample"] == (40 - len(users)) * 12 * num_days
+    for table in ("impressions", "product_clicks"):
+        for day in range(5):
+            rows = pq.read_table(root / f"validated/{table}/dt={FIRST_DAY + timedelta(days=day)}", partitioning=None)
+            theirs = rows.filter(pa.array([user in users for user in rows["user_id"].to_pylist()]))
+            write_partition(root, table, FIRST_DAY + timedelta(days=day), theirs)
+    alone = build_dataset(planted_config(root), day=LAST_DAY, out=tmp_path / "alone")
+    assert alone.digest == sample.digest
+    assert alone.left_out["user outside the sample"] == 0
+
+
 def test_an_unchanged_dataset_stays_and_a_changed_one_is_made_again(root: Path, tmp_path: Path) -> None:
     def build(**windows: Any) -> int:
         build_dataset(planted_config(root, **windows), day=LAST_DAY, out=tmp_path / "dataset")

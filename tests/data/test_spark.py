@@ -59,9 +59,10 @@ def assert_same(config: Config, out: Path) -> None:
     assert there.digest == here.digest
 
 
-def test_a_marketplace_gives_the_same_dataset(tmp_path: Path) -> None:
+@pytest.mark.parametrize("user_share", [1.0, 0.5])
+def test_a_marketplace_gives_the_same_dataset(tmp_path: Path, user_share: float) -> None:
     write_validated(tmp_path, seed=3, num_users=40, num_days=3)
-    assert_same(planted_config(tmp_path, history_days=1), tmp_path)
+    assert_same(planted_config(tmp_path, history_days=1, user_share=user_share), tmp_path)
 
 
 def outcome(config: Config, out: Path) -> tuple[str, object]:

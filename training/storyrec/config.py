@@ -65,6 +65,7 @@ class Windows(Section):
     validation_share: float = Field(0.1, gt=0, lt=0.5)  # the last share of the training impressions
     holdout_days: Positive | Auto = "auto"  # days the models are judged on; the last one is the day of the run
     block_hours: Positive | Auto = "auto"  # width of a time block
+    user_share: float = Field(1.0, gt=0, le=1)  # of the users, the same every day; others teach and judge nothing
 
 
 class Rules(Section):

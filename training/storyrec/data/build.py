@@ -27,6 +27,7 @@ from storyrec.data.catalog import Catalog
 from storyrec.data.dataset import ARRAYS, FORMAT, RECORDS, SUMMARY, Dataset, Digest
 from storyrec.data.events import IMPRESSIONS, PRODUCT_CLICKS, Impressions, load_clicks, load_impressions, merged_places
 from storyrec.data.parts import Part, Parts
+from storyrec.data.sampling import is_sampled
 from storyrec.data.validated import ValidatedLogs
 from storyrec.data.windows import DayCounts, resolve_windows
 from storyrec.features.covers import COVERS
@@ -69,14 +70,14 @@ def build_dataset(config: Config, *, day: date, out: Path) -> Dataset:
 
 
 def _build(config: Config, logs: ValidatedLogs, parts: Parts, folder: Path, *, made_of: str) -> None:
-    day = logs.day
+    day, user_share = logs.day, config.windows.user_share
     with track("build_dataset", total=6) as progress:
         windows = resolve_windows(
             day=day,
             days=sorted(logs.files["impressions"]),
-            count=_Counter(logs, parts).count,
+            count=_Counter(logs, parts, user_share=user_share).count,
             num_time_blocks=config.model.num_time_blocks,
-            **config.windows.model_dump(),
+            **config.windows.model_dump(exclude={"user_share"}),
         )
         progress.advance(note="catalogs")
         holdout_start, history_start = windows.holdout_start(day), windows.history_start(day)
@@ -97,7 +98,8 @@ def _build(config: Config, logs: ValidatedLogs, parts: Parts, folder: Path, *, m
         for kind, catalog, domain in ((IMPRESSIONS, stories, "story"), (PRODUCT_CLICKS, products, "product")):
             files = logs.files[kind.name]
             made = parts.make(kind, files, days=[d for d in files if d >= history_start])
-            logs_since = [_since(load_clicks(part), midnight_us(history_start)) for part in made]
+            since = midnight_us(history_start)
+            logs_since = [_some(load_clicks(part), since_us=since, user_share=user_share) for part in made]
             _write_clicks(logs_since, folder, domain=domain, catalog=catalog)
             parts.forget(kind, before=history_start)
         progress.advance(note="instances")
@@ -134,15 +136,15 @@ def _build(config: Config, logs: ValidatedLogs, parts: Parts, folder: Path, *, m
 class _Counter:
     """Counts of the days of impressions, as windows ask for them."""
 
-    def __init__(self, logs: ValidatedLogs, parts: Parts) -> None:
-        self._logs, self._parts = logs, parts
+    def __init__(self, logs: ValidatedLogs, parts: Parts, *, user_share: float) -> None:
+        self._logs, self._parts, self._user_share = logs, parts, user_share
         self._last: tuple[Part, Impressions] | None = None
 
     def count(self, day: date) -> DayCounts:
         """What the windows need to know of a day."""
         (part,) = self._parts.make(IMPRESSIONS, self._logs.files["impressions"], days=[day])
         if self._last is None or self._last[0] != part:
-            self._last = part, load_impressions(part)
+            self._last = part, load_impressions(part).of_users(share=self._user_share)
         some = self._last[1]
         if len(part.days) > 1:
             some = some.take(some.shown_us_B // DAY_US == day_number(day))
@@ -168,12 +170,12 @@ def _write_clicks(logs: Sequence[ClickLog], folder: Path, *, domain: str, catalo
                 np.load(path, mmap_mode="r+")[places_C] = values_C  # mapped anew, so that it leaves the memory
 
 
-def _since(log: ClickLog, since_us: int) -> ClickLog:
-    """A month's part may hold days before the history."""
-    later_C = log.clicked_us_C >= since_us
-    if later_C.all():
+def _some(log: ClickLog, *, since_us: int, user_share: float) -> ClickLog:
+    """Those of sampled users in the history: a month's part may hold days before it."""
+    kept_C = (log.clicked_us_C >= since_us) & is_sampled(log.user_ids_C, share=user_share)
+    if kept_C.all():
         return log
-    return ClickLog(log.user_ids_C[later_C], log.item_ids_C[later_C], log.clicked_us_C[later_C])
+    return ClickLog(log.user_ids_C[kept_C], log.item_ids_C[kept_C], log.clicked_us_C[kept_C])
 
 
 def _settings(config: Config) -> object:

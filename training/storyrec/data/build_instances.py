@@ -16,7 +16,7 @@ from storyrec.data.windows import ResolvedWindows
 from storyrec.features.partitions import work_folder
 from storyrec.features.sequences import ClickLog, midnight_us
 
-UNKNOWN_STORY, NOT_DRAWN = "unknown story", "non-click that was not drawn"
+NOT_SAMPLED, UNKNOWN_STORY, NOT_DRAWN = "user outside the sample", "unknown story", "non-click that was not drawn"
 
 
 def write_instances_here(
@@ -24,6 +24,7 @@ def write_instances_here(
 ) -> dict[str, int]:
     """Write training, validation and held-out instances; returns how many impressions are in none, by the reason."""
     length, seed = config.features.sequence_length, config.aden.seed
+    user_share = config.windows.user_share
     clicks = {domain: load_record(ClickLog, folder, name=f"{domain}_clicks") for domain in ("story", "product")}
     training_start, holdout_start = windows.training_start(logs.day), windows.holdout_start(logs.day)
     end = logs.day + timedelta(days=1)
@@ -38,15 +39,19 @@ def write_instances_here(
         save_record(pointed, folder, name=name)
         return len(pointed)
 
-    impressions = _impressions(logs, parts, training_start, holdout_start)
+    every = _impressions(logs, parts, training_start, holdout_start)
+    impressions = every.of_users(share=user_share)
+    not_sampled = len(every) - len(impressions)
     known = Instances.of(impressions, stories=stories)
     unknown = len(impressions) - len(known)
     training, validation = split_training(known, validation_share=windows.validation_share, seed=seed)
     not_drawn = len(known) - write("train", training) - write("validation", validation)
-    del training, validation, known
-    impressions = _impressions(logs, parts, holdout_start, end)
+    del training, validation, known, impressions
+    every = _impressions(logs, parts, holdout_start, end)
+    impressions = every.of_users(share=user_share)
+    not_sampled += len(every) - len(impressions)
     unknown += len(impressions) - write("holdout", Instances.of(impressions, stories=stories))
-    return {UNKNOWN_STORY: unknown, NOT_DRAWN: not_drawn}
+    return {NOT_SAMPLED: not_sampled, UNKNOWN_STORY: unknown, NOT_DRAWN: not_drawn}
 
 
 def write_instances_by_spark(
@@ -69,19 +74,20 @@ def write_instances_by_spark(
         length=config.features.sequence_length,
         validation_share=windows.validation_share,
         seed=config.aden.seed,
+        user_share=config.windows.user_share,
     )
     with (
         TemporaryDirectory(dir=work, prefix=".spark-") as shared,
         open_session(config.spark.master, conf=config.spark.conf) as session,
     ):
-        unknown, not_drawn = write_instances(
+        not_sampled, unknown, not_drawn = write_instances(
             session, **files, story_ids=stories.item_ids_N[1:], rules=rules, out=shared
         )
         for name in PARTS:
             instances = read_instances(Path(shared), name, stories=stories, clicks=clicks)
             save_record(instances, folder, name=name)
             not_drawn -= len(instances) if name != "holdout" else 0
-    return {UNKNOWN_STORY: unknown, NOT_DRAWN: not_drawn}
+    return {NOT_SAMPLED: not_sampled, UNKNOWN_STORY: unknown, NOT_DRAWN: not_drawn}
 
 
 def _impressions(logs: ValidatedLogs, parts: Parts, start: date, end: date) -> Impressions:

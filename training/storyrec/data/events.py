@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from storyrec.arrays import load_record, save_record
 from storyrec.data.parts import Files, Kind, Part
+from storyrec.data.sampling import is_sampled
 from storyrec.features.partitions import CLICK_COLUMNS
 from storyrec.features.sequences import ClickLog, event_order, run_starts, to_int64
 from storyrec.logs.partitions import VALIDATED, read_days
@@ -62,6 +63,11 @@ class Impressions:
         """Those from a time to before another, epoch microseconds UTC."""
         inside_B = (self.shown_us_B >= start_us) & (self.shown_us_B < end_us)
         return self if inside_B.all() else self.take(inside_B)
+
+    def of_users(self, *, share: float) -> "Impressions":
+        """Those of a share of the users."""
+        sampled_B = is_sampled(self.user_ids_B, share=share)
+        return self if sampled_B.all() else self.take(sampled_B)
 
     @classmethod
     def concat(cls, some: Sequence["Impressions"]) -> "Impressions":

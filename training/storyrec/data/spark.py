@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 
 from storyrec.data.catalog import Catalog
 from storyrec.data.instances import Instances, draw_passed, require_both_classes, require_two_times
+from storyrec.data.sampling import sampled_in_sql
 from storyrec.errors import PlatformError
 from storyrec.features.sequences import DAY_US, ClickLog
 
@@ -71,6 +72,7 @@ class Rules:
         length: the most clicks of a sequence.
         validation_share: about how much of the training days validates: their last impressions.
         seed: of the draw of training's non-clicks.
+        user_share: of the users; the others' events are left out.
     """
 
     history_us: int
@@ -81,6 +83,7 @@ class Rules:
     length: int
     validation_share: float
     seed: int
+    user_share: float
 
 
 def write_instances(
@@ -91,7 +94,7 @@ def write_instances(
     story_ids: Int64s,
     rules: Rules,
     out: str,
-) -> tuple[int, int]:
+) -> tuple[int, int, int]:
     """Write `part=train`, `part=validation` and `part=holdout`, files in order of user and time.
 
     Columns: user_id, story_id, us, clicked, and the bounds of both sequences, counted from the user's first click
@@ -105,22 +108,26 @@ def write_instances(
         out: a folder that Spark's workers and the reader share.
 
     Returns:
-        How many impressions were left out for their story, and how many the training days have without them.
+        How many impressions were left out for their user, how many for their story, and how many the training days
+        have without them.
 
     Raises:
         DataError: the training days hold one time or one class only.
     """
     every = _events(session, impressions, time="shown_at", columns="story_id, clicked", since_us=rules.history_us)
     clicks = _events(session, product_clicks, time="clicked_at", columns="product_id", since_us=rules.history_us)
-    shown = every.where(f"us >= {rules.training_us} AND us < {rules.end_us}")
+    sample = sampled_in_sql(share=rules.user_share)
+    shown_to_all = every.where(f"us >= {rules.training_us} AND us < {rules.end_us}")
+    shown = shown_to_all.where(sample)
     stories = session.createDataFrame(pd.DataFrame({"story_id": story_ids}))
     known = shown.join(stories, "story_id", "left_semi")
-    unknown = shown.count() - known.count()
+    num_to_all, num_shown = shown_to_all.count(), shown.count()
+    unknown = num_shown - known.count()
     placed = session.sql(
         _PLACES.replace("{too_old_days}", str(rules.history_days + 1)).replace("{length}", str(rules.length)),
         shown=known,
-        story_clicks=every.where("clicked"),
-        product_clicks=clicks,
+        story_clicks=every.where("clicked").where(sample),
+        product_clicks=clicks.where(sample),
     ).cache()
     cut_us = _cut(placed.where(f"us < {rules.holdout_us}"), last_share=rules.validation_share)
     parts = {
@@ -133,7 +140,7 @@ def write_instances(
         ordered.write.mode("overwrite").parquet(f"{out}/part={name}")
     num_training = placed.where(f"us < {rules.holdout_us}").count()
     placed.unpersist()
-    return int(unknown), int(num_training)
+    return int(num_to_all - num_shown), int(unknown), int(num_training)
 
 
 def read_instances(out: Path, part: str, *, stories: Catalog, clicks: Mapping[str, ClickLog]) -> Instances:
