@@ -31,6 +31,7 @@ def plot_sources(sources: Rates) -> markupsafe.Markup:
     axes.set_ylabel("exposure (bars)", color=STORY)
     right.set_ylabel("click rate (dots)", color=PRODUCT)
     for one in (axes, right):
+        one.yaxis.set_major_locator(MaxNLocator(nbins=8, steps=[1, 2, 5, 10]))  # whole percents
         one.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     axes.spines["top"].set_visible(False)
     right.spines["top"].set_visible(False)
