@@ -4,6 +4,7 @@ Paper: Sec. II-C, Eq. 1, Table II. Suffixes: K = bins, L = numbers of words.
 """
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import date
 
@@ -12,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from storyrec.features.similarity import SIMILARITY_EDGES, title_similarity
-from storyrec.features.titles import split_titles, train_vocabulary
+from storyrec.features.titles import NUM_THREADS, split_titles, train_vocabulary
 from storyrec.logs.partitions import day_number
 from storyrec.progress import Tracker
 from storyrec.schema import Domain
@@ -81,13 +82,13 @@ def measure_titles(
     new: dict[Domain, list[str]] = {}
     for domain, table in TABLES.items():
         lengths[domain], new[domain] = np.zeros(1, np.int64), []
-        for batch in _batches(connection, f"SELECT coalesce(title, '') AS title, first_day FROM {table}"):
-            is_new = np.asarray(batch["first_day"].to_numpy()) == day_number(last_day)
-            words, starts = split_titles(batch["title"])
-            lengths[domain] = _add(lengths[domain], np.bincount(np.diff(starts)))
-            distinct.update(words.filter(pa.array(np.repeat(~is_new, np.diff(starts)))).unique().to_pylist())
-            earlier.append(batch["title"].filter(pa.array(~is_new)))
-            new[domain] += batch["title"].filter(pa.array(is_new)).to_pylist()
+        batches = _batches(connection, f"SELECT coalesce(title, '') AS title, first_day FROM {table}")
+        with ThreadPoolExecutor(NUM_THREADS) as pool:  # splitting leaves the interpreter to the others
+            for words in pool.map(lambda batch: _count_words(batch, last_day=day_number(last_day)), batches):
+                lengths[domain] = _add(lengths[domain], words.counts_L)
+                distinct.update(words.distinct.to_pylist())
+                earlier.append(words.earlier)
+                new[domain] += words.new.to_pylist()
         progress.advance(note="titles")
     vocabulary = train_vocabulary(
         pa.chunked_array(earlier, pa.string()), size=vocabulary_size, min_count=min_word_count
@@ -112,6 +113,25 @@ def measure_titles(
         num_distinct_words=len(distinct),
         similarity_K=tuple(similarity_K.tolist()),
     )
+
+
+@dataclass(frozen=True)
+class _Words:
+    """Some titles: how many have 0, 1, 2 ... words, the words of the earlier days, and the titles by age."""
+
+    counts_L: np.ndarray
+    distinct: pa.StringArray
+    earlier: pa.StringArray
+    new: pa.StringArray
+
+
+def _count_words(batch: pa.RecordBatch, *, last_day: int) -> _Words:
+    is_new = np.asarray(batch["first_day"].to_numpy()) == last_day
+    words, starts = split_titles(batch["title"])
+    lengths = np.diff(starts)
+    distinct = words.filter(pa.array(np.repeat(~is_new, lengths))).unique()
+    titles = batch["title"]
+    return _Words(np.bincount(lengths), distinct, titles.filter(pa.array(~is_new)), titles.filter(pa.array(is_new)))
 
 
 def _similarities(connection: duckdb.DuckDBPyConnection) -> np.ndarray:
