@@ -8,10 +8,11 @@ import os
 from datetime import timedelta
 from pathlib import Path
 
-from feast import Entity, FeatureService, FeatureView, Field, FileSource, ValueType
+from feast import Entity, FeatureService, FeatureView, Field, FileSource, PushSource, ValueType
 from feast.types import Array, Float32, Int64, String
 
 OWNER = "storyrec"
+SEQUENCE_LENGTH = 20  # what the online store keeps of a user's clicks, pushed ones among them
 NO_EXPIRY = timedelta(0)  # the reader cuts a sequence to its history window by the click times
 
 _default = Path(__file__).resolve().parents[1] / "var/marketplace/work/features"
@@ -32,6 +33,16 @@ def _source(view: str) -> FileSource:
     )
 
 
+def _clicks(domain: str) -> PushSource:
+    """Clicks as they happen: each row's items and times are merged into the user's sequence."""
+    return PushSource(
+        name=f"{domain}_clicks",
+        batch_source=_source(f"user_{domain}_sequence"),
+        description=f"A user's {domain} clicks as they happen; a day's logs replace what is before the day's end.",
+        owner=OWNER,
+    )
+
+
 user = Entity(
     name="user", join_keys=["user_id"], value_type=ValueType.INT64, description="Who clicks stories and products."
 )
@@ -45,13 +56,13 @@ user_story_sequence = FeatureView(
     schema=[
         Field(name="user_id", dtype=Int64),
         Field(name="story_ids", dtype=Array(Int64), description="The last 20 stories clicked, oldest first."),
-        Field(name="story_clicked_us", dtype=Array(Int64), description="When, epoch microseconds UTC."),
+        Field(name="story_clicked_us", dtype=Array(Int64), description="When, epoch microseconds UTC, oldest first."),
     ],
-    source=_source("user_story_sequence"),
+    source=_clicks("story"),
     online=True,
     description="A user's most recent story clicks; one row a click, valid one microsecond after it.",
     owner=OWNER,
-    tags={"domain": "story", "kind": "sequence"},
+    tags={"domain": "story", "kind": "sequence", "length": str(SEQUENCE_LENGTH)},
 )
 
 user_product_sequence = FeatureView(
@@ -61,13 +72,13 @@ user_product_sequence = FeatureView(
     schema=[
         Field(name="user_id", dtype=Int64),
         Field(name="product_ids", dtype=Array(Int64), description="The last 20 products clicked, oldest first."),
-        Field(name="product_clicked_us", dtype=Array(Int64), description="When, epoch microseconds UTC."),
+        Field(name="product_clicked_us", dtype=Array(Int64), description="When, epoch microseconds UTC, oldest first."),
     ],
-    source=_source("user_product_sequence"),
+    source=_clicks("product"),
     online=True,
     description="A user's most recent product clicks; one row a click, valid one microsecond after it.",
     owner=OWNER,
-    tags={"domain": "product", "kind": "sequence"},
+    tags={"domain": "product", "kind": "sequence", "length": str(SEQUENCE_LENGTH)},
 )
 
 story_embedding = FeatureView(
@@ -109,7 +120,9 @@ stories_for_product = FeatureView(
     schema=[
         Field(name="product_id", dtype=Int64),
         Field(name="story_ids", dtype=Array(Int64), description="The nearest stories, nearest first."),
-        Field(name="distances", dtype=Array(Float32), description="Euclidean, between matching vectors."),
+        Field(
+            name="distances", dtype=Array(Float32), description="Euclidean, between matching vectors, nearest first."
+        ),
         Field(name="model_version", dtype=String, description="The champion whose extractors made it."),
     ],
     source=_source("stories_for_product"),

@@ -200,7 +200,7 @@ def test_reads_go_on_while_a_day_is_materialized(world: World) -> None:
 def test_a_killed_materialization_is_repeated(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     run_day(world, 2)
     build_features(world.config, day=day_of(4))
-    from feast.infra.online_stores.sqlite import SqliteOnlineStore
+    from storyrec.features.online_store import PackedSqliteOnlineStore
 
     class Killed(BaseException):
         pass
@@ -209,7 +209,7 @@ def test_a_killed_materialization_is_repeated(world: World, monkeypatch: pytest.
         raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr(SqliteOnlineStore, "online_write_batch", killed)
+        patch.setattr(PackedSqliteOnlineStore, "put", killed)
         with pytest.raises(Killed):
             materialize_features(world.config, day=day_of(4), now=NOW)
     require_online(opened(world.config), world, end_of=2)
@@ -295,7 +295,7 @@ def test_an_online_store_that_is_down_is_one_clear_error(
     build_features(world.config, day=day_of(4))
     monkeypatch.setenv("STORYREC_REDIS", "127.0.0.1:1")
     config = world.config.model_copy(update={"profile": "cluster"})
-    with pytest.raises(PlatformError, match="materialize user_story_sequence"):
+    with pytest.raises(PlatformError, match="did not read the online store"):
         materialize_features(config, day=day_of(4), now=NOW)
     monkeypatch.setenv("STORYREC_REDIS", redis)
     materialize_features(config, day=day_of(4), now=NOW)

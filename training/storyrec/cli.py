@@ -8,7 +8,7 @@ import logging
 import sys
 import time
 from collections.abc import Callable
-from datetime import date
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -275,6 +275,52 @@ def features_compare(
     from storyrec.features.compare import compare_sequences
 
     _print_json(compare_sequences(load_config(config), day=parse_day(day), num_rows=rows))
+
+
+@features_app.command("get")
+def features_get(
+    entity: Annotated[str, typer.Argument(metavar="KIND", help="user, story or product.")],
+    key: Annotated[str, typer.Argument(metavar="ID", help="Its id.")],
+    service: Annotated[
+        str | None, typer.Option(help="Only what this service gives; none: all of the entity.", show_default=False)
+    ] = None,
+    feature: Annotated[str | None, typer.Option(help="Only this feature.", show_default=False)] = None,
+    config: ConfigOption = None,
+) -> None:
+    """Show what is online of a user, story or product, with its event time and age."""
+    from storyrec.features.lookup import look_up, print_found
+
+    now = datetime.now(UTC)
+    found = look_up(load_config(config), entity=entity, key=key, service=service, feature=feature, now=now)
+    print_found(found, now=now, console=Console(highlight=False, markup=False, soft_wrap=True))
+
+
+@features_app.command("push")
+def features_push(
+    clicks: Annotated[
+        Path, typer.Argument(metavar="CLICKS", help="Parquet or JSON: user_id, story_id or product_id, clicked_at.")
+    ],
+    config: ConfigOption = None,
+) -> None:
+    """Put clicks into the online sequences at once, before the day's logs bring them."""
+    from storyrec.features.push import push_clicks
+
+    _print_json(push_clicks(load_config(config), clicks=clicks))
+
+
+@features_app.command("reconcile")
+def features_reconcile(
+    day: DayOption,
+    repair: Annotated[bool, typer.Option("--repair", help="Rewrite what differs.")] = False,
+    config: ConfigOption = None,
+) -> None:
+    """Compare the online sequences with the logs up to the end of a day, user by user."""
+    from storyrec.features.reconcile import print_differences, reconcile_sequences
+
+    print_differences(
+        reconcile_sequences(load_config(config), day=parse_day(day), repair=repair),
+        console=Console(highlight=False, markup=False, soft_wrap=True),
+    )
 
 
 # --- one training run -------------------------------------------------------------------------

@@ -2,6 +2,8 @@
 
 Feast is asked for little and never trusted with time: windows are explicit, retrieval leaves out
 what was not known yet, rows in are rows out, and an older window never replaces newer values.
+Online values are packed (`online_store`): Feast's SDK and server read them as its own, the methods
+here that give arrays read the bytes.
 """
 
 import contextlib
@@ -9,10 +11,9 @@ import io
 import os
 import re
 import runpy
-import sqlite3
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -24,8 +25,13 @@ import pandas as pd
 import yaml
 
 from storyrec.errors import ConfigError, DataError, PlatformError, StoryrecError
-from storyrec.features.events import EVENT_TIME
+from storyrec.features.events import EVENT_TIME, VIEWS, latest_sequences, sequence_table
+from storyrec.features.merge import restate
+from storyrec.features.offline import newest_rows
+from storyrec.features.packed import Layout
 from storyrec.features.partitions import work_folder
+from storyrec.features.sequences import ClickLog
+from storyrec.schema import Domain
 from storyrec.storage import one_writer, write_file
 
 
@@ -50,10 +56,13 @@ with _light_import():
     from feast import Entity, FeatureService, FeatureStore, FeatureView
     from feast.repo_config import RepoConfig
 
+    from storyrec.features.online_store import PackedOnlineStore, layout_of
+
 FEATURE_REPO = "STORYREC_FEATURE_REPO"
 """Environment variable: where `feature_repo/` is; default: beside the source root."""
 THE_BEGINNING = datetime(1970, 1, 1, tzinfo=UTC)
 ONE_MICROSECOND = timedelta(microseconds=1)
+PUSHED_AT_A_TIME = 10_000
 
 Int64s = npt.NDArray[np.int64]
 
@@ -81,6 +90,21 @@ class UserSequences:
 
 
 @dataclass(frozen=True)
+class Embeddings:
+    """Item embeddings, one row an asked id.
+
+    Attributes:
+        values_ND: [N, D] float32; zeros where the item is unknown, D = 0 where every item is.
+        versions: the model that made each row; empty where the item is unknown. Compare within one only.
+        known_N: [N] bool.
+    """
+
+    values_ND: npt.NDArray[np.float32]
+    versions: list[str]
+    known_N: npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
 class Window:
     """What a materialization covered: start < event time <= end."""
 
@@ -93,6 +117,11 @@ class FeatureStoreClient:
 
     def __init__(self, store: FeatureStore, *, repo: Path, features: Path, lock: Path) -> None:
         self._store, self._repo, self._features, self._lock = store, repo, features, lock
+        self._config = store.config
+        self._online: PackedOnlineStore = store._get_provider().online_store
+        self._views: dict[str, FeatureView] = {}
+        self._services: dict[str, FeatureService] = {}
+        self._layouts: dict[str, Layout] = {}
 
     def apply(self) -> None:
         """Register the definitions; nothing happens where they are registered already."""
@@ -101,40 +130,130 @@ class FeatureStoreClient:
         kinds = (Entity, FeatureView, FeatureService)
         with one_writer(self._lock), _feast("register the definitions"):
             self._store.apply([value for value in names.values() if isinstance(value, kinds)])
+            self._views = {value.name: value for value in names.values() if isinstance(value, FeatureView)}
+            self._services = {value.name: value for value in names.values() if isinstance(value, FeatureService)}
+            self._layouts = {name: layout_of(view) for name, view in self._views.items()}
 
     def materialized_until(self, view: str) -> datetime | None:
-        """The end of the newest window that is in the online store; None before the first one."""
-        with _feast("read its registry"):
-            self._store.refresh_registry()  # type: ignore[no-untyped-call]
-            intervals = self._store.get_feature_view(view).materialization_intervals
-        return max((end.astimezone(UTC) for _, end in intervals), default=None)
+        """The end of the newest window that is in the online store; None before the first one.
+
+        The online store says so itself: one that was emptied or replaced is filled from the beginning.
+        """
+        with _feast("read the online store"):
+            until_us = self._online.complete_until(self._config, self._layouts[view])
+        return None if until_us is None else THE_BEGINNING + until_us * ONE_MICROSECOND
 
     def freshness(self) -> dict[str, datetime | None]:
         """Until when each view's online values are complete. Feast ignores time-to-live online."""
-        with _feast("read its registry"):
-            names = sorted(view.name for view in self._store.list_feature_views())
-        return {name: self.materialized_until(name) for name in names}
+        return {name: self.materialized_until(name) for name in sorted(self._layouts)}
 
     def materialize(self, view: str, *, start: datetime, end: datetime) -> Window:
-        """Put each key's newest value of `start` < event time <= `end` into the online store.
+        """Merge each key's newest value of `start` < event time <= `end` into the online store.
 
         The window is stretched to what is online already, at both ends: nothing between two windows
-        is left out, and a day that is built again brings its values in without an older one
-        replacing a newer (SQLite takes whatever is written last).
+        is left out, and a day that is built again brings in the days after it with it.
 
         Returns:
             The stretched window.
 
         Raises:
+            DataError: a sequence is longer than its view says.
             PlatformError: the online store does not answer.
         """
+        layout = self._layouts[view]
         with one_writer(self._lock):
             until = self.materialized_until(view)
             window = Window(min(start, until) if until else THE_BEGINNING, max(end, until) if until else end)
-            restated = until is not None and window.start < until
-            with _feast(f"materialize {view}"), _quiet(), self._equal_times_replace(restated):
-                self._store.materialize(window.start + ONE_MICROSECOND, window.end, feature_views=[view])
+            with _feast(f"materialize {view}"):
+                incarnation = self._online.incarnation(self._config)
+                for values in self.offline_values(view, start=window.start, end=window.end):
+                    self._online.put(self._config, layout, values)
+                if incarnation != self._online.incarnation(self._config):
+                    raise _restarted(view)
+                self._online.mark_complete(self._config, layout, _microseconds(window.end))
+                self._store.registry.apply_materialization(
+                    self._views[view], self._store.project, window.start + ONE_MICROSECOND, window.end
+                )
         return window
+
+    def offline_values(self, view: str, *, start: datetime, end: datetime) -> Iterator[dict[int, bytes]]:
+        """Each key's newest row of `start` < event time <= `end`, packed as `materialize` writes it, in parts."""
+        layout, complete_us = self._layouts[view], _microseconds(end)
+        path = self._views[view].batch_source.path
+        for ids_N, event_us_N, rows in newest_rows(path, layout, start=start, end=end):
+            packed = layout.pack_rows(rows, event_us_N=event_us_N, complete_us=complete_us)
+            yield dict(zip(ids_N.tolist(), packed, strict=True))
+
+    def push(self, log: ClickLog, *, domain: Domain) -> int:
+        """Merge clicks into the online sequences at once, before the logs bring them.
+
+        Returns:
+            The number of users.
+
+        Raises:
+            DataError: a click has no positive ids, or a time that cannot be.
+            PlatformError: the online store does not answer.
+        """
+        latest = latest_sequences(log, length=self._layouts[VIEWS[domain]].length)
+        rows = sequence_table(latest, domain=domain)
+        with _feast(f"take the {domain.name.lower()} clicks"):
+            for first in range(0, rows.num_rows, PUSHED_AT_A_TIME):
+                part = rows.slice(first, PUSHED_AT_A_TIME).to_pandas()
+                self._store.push(f"{domain.name.lower()}_clicks", part)
+        return rows.num_rows
+
+    def restate(self, view: str, sequences: Mapping[int, bytes]) -> None:
+        """Replace the clicks of online sequences before each given one's complete_us; fresher clicks stay."""
+        with _feast(f"restate {view}"):
+            self._online.put(self._config, self._layouts[view], sequences, rule=restate)
+
+    def layout(self, view: str) -> Layout:
+        """How the online values of a view are packed."""
+        return self._layouts[view]
+
+    def views_of(self, entity: str) -> list[str]:
+        """The views whose key is an entity.
+
+        Raises:
+            ConfigError: there is no such entity.
+        """
+        found = [name for name, view in self._views.items() if view.entities == [entity]]
+        if not found:
+            known = sorted({name for view in self._views.values() for name in view.entities})
+            raise ConfigError(
+                f"there is no entity '{entity}'",
+                expected=", ".join(known),
+                where="feature_repo/definitions.py",
+                remedy="name one of these",
+            )
+        return found
+
+    def features_of(self, service: str) -> dict[str, tuple[str, ...]]:
+        """The features of a service, by view.
+
+        Raises:
+            ConfigError: there is no such service.
+        """
+        if service not in self._services:
+            raise ConfigError(
+                f"there is no service '{service}'",
+                expected=", ".join(self._services),
+                where="feature_repo/definitions.py",
+                remedy="name one of these",
+            )
+        projections = self._services[service].feature_view_projections
+        return {one.name: tuple(field.name for field in one.features) for one in projections}
+
+    def online_values(self, view: str, ids: Sequence[int]) -> list[bytes | None]:
+        """The packed value of each key; None where it is unknown."""
+        with _feast("read online features"):
+            values = self._online.get(self._config, view, ids)
+        return [value if key > 0 else None for key, value in zip(ids, values, strict=True)]
+
+    def online_ids(self, view: str) -> Iterator[int]:
+        """All keys of a view that are online, in any order."""
+        with _feast("list online features"):
+            yield from self._online.ids(self._config, view)
 
     def historical(self, entities: pd.DataFrame, *, service: str) -> pd.DataFrame:
         """Feature values as they were known at each row's time.
@@ -177,30 +296,35 @@ class FeatureStoreClient:
 
     def online_sequences(self, user_ids: Sequence[int]) -> list[UserSequences]:
         """Both sequences of every user, as they are served."""
-        if not len(user_ids):
-            return []
-        values = self.online(user_ids, join_key="user_id", service="ranker_v1")
-        names = ("story_ids", "story_clicked_us", "product_ids", "product_clicked_us")
-        columns = [
-            [np.asarray(value if value is not None else (), np.int64) for value in values[name]] for name in names
-        ]
+        columns = []
+        for view in VIEWS.values():
+            rows = [self._layouts[view].unpack(value) for value in self.online_values(view, user_ids)]
+            for number in range(2):
+                columns.append([np.frombuffer(row.fields[number] if row else b"", np.int64) for row in rows])
         return [UserSequences(*row) for row in zip(*columns, strict=True)]
 
-    @contextlib.contextmanager
-    def _equal_times_replace(self, restated: bool) -> Iterator[None]:
-        """Let a restated value replace the one of the same event time, which Redis refuses by itself.
+    def embeddings(self, ids: Sequence[int], *, domain: Domain) -> Embeddings:
+        """The published embedding of every item.
 
-        Safe because a stretched window always ends in the newest value of each key.
+        Raises:
+            DataError: the items' embeddings are of different widths: different models made them.
         """
-        online = self._store.config.online_store
-        if not restated or online.type != "redis":
-            yield
-            return
-        online.skip_dedup = True
-        try:
-            yield
-        finally:
-            online.skip_dedup = False
+        view = f"{domain.name.lower()}_embedding"
+        layout = self._layouts[view]
+        rows = [layout.unpack(value) for value in self.online_values(view, ids)]
+        known_N = np.array([row is not None for row in rows], bool)
+        sizes = {len(row.fields[0]) // 4 for row in rows if row}
+        if len(sizes) > 1:
+            raise DataError(
+                f"embeddings of {' and '.join(map(str, sorted(sizes)))} numbers",
+                expected="one width",
+                where=view,
+                remedy="ask for items of one model_version, or publish the champion again",
+            )
+        values_ND = np.zeros((len(rows), *(sizes or {0})), np.float32)
+        content = b"".join(row.fields[0] for row in rows if row)
+        values_ND[known_N] = np.frombuffer(content, np.float32).reshape(-1, values_ND.shape[1])
+        return Embeddings(values_ND, [row.fields[1].decode() if row else "" for row in rows], known_N)
 
 
 def open_feature_store(work: str, *, profile: Literal["local", "cluster"]) -> FeatureStoreClient:
@@ -223,8 +347,6 @@ def open_feature_store(work: str, *, profile: Literal["local", "cluster"]) -> Fe
     if profile == "local":
         settings["registry"]["path"] = f"sqlite:///{folder}/registry.db"
         settings["online_store"]["path"] = str(folder / "online.db")
-        with _feast("open"), contextlib.closing(sqlite3.connect(settings["online_store"]["path"])) as online:
-            online.execute("PRAGMA journal_mode=WAL")  # reads go on while a batch is written
         write_file(folder / "feature_store.yaml", yaml.safe_dump(settings, sort_keys=False).encode())
     with _feast("open"):
         config = RepoConfig(**settings)
@@ -233,6 +355,19 @@ def open_feature_store(work: str, *, profile: Literal["local", "cluster"]) -> Fe
     client = FeatureStoreClient(store, repo=repo, features=root / "features", lock=folder / "lock")
     client.apply()
     return client
+
+
+def _restarted(view: str) -> PlatformError:
+    return PlatformError(
+        f"the online store was restarted while {view} was written",
+        expected="one that holds what was written",
+        where="the online store",
+        remedy="run this again: it writes the whole window once more",
+    )
+
+
+def _microseconds(time: datetime) -> int:
+    return (time - THE_BEGINNING) // ONE_MICROSECOND
 
 
 def _settings(path: Path) -> dict[str, Any]:

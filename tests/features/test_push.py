@@ -1,0 +1,214 @@
+"""Clicks as they happen: through Feast's own server on a real Redis, and from files."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from feature_world import NOW, World, at, day_of, fill, microseconds
+from redis import Redis
+from redis_server import free_port
+
+from storyrec.errors import DataError
+from storyrec.features.build import build_features, materialize_features
+from storyrec.features.push import push_clicks, read_clicks
+from storyrec.features.store import open_feature_store
+from storyrec.schema import TIMESTAMP, Domain
+
+REPO = Path(__file__).parents[2] / "feature_repo"
+
+
+@dataclass(frozen=True)
+class Server:
+    """Feast's server over a world whose first four days are online."""
+
+    world: World
+    client: httpx.Client
+    redis: Redis
+
+    def push(self, user: int, item: int, when: datetime, **other: Any) -> httpx.Response:
+        """One click, as a caller would send it; None leaves a field out."""
+        time_ = when.isoformat()
+        row = {"user_id": user, "product_ids": [item], "product_clicked_us": [microseconds(when)]}
+        columns = {**row, "event_timestamp": time_, "known_at": time_, **other}
+        frame = {name: [value] for name, value in columns.items() if value is not None}
+        return self.client.post("/push", json={"push_source_name": "product_clicks", "df": frame})
+
+    def sequence(self, user: int) -> list[tuple[int, int]]:
+        """The user's products with their times, from the server."""
+        asked = {"feature_service": "ranker_v1", "entities": {"user_id": [user]}}
+        answer = self.client.post("/get-online-features", json=asked).json()
+        names = answer["metadata"]["feature_names"]
+        columns = [
+            answer["results"][names.index(name)]["values"][0] or [] for name in ("product_ids", "product_clicked_us")
+        ]
+        return [(int(item), int(us)) for item, us in zip(*columns, strict=True)]
+
+    def stored(self) -> dict[bytes, bytes]:
+        """Everything in Redis."""
+        return {key: self.redis.get(key) for key in self.redis.scan_iter()}
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory, redis_server: str) -> Iterator[Server]:
+    folder, port = tmp_path_factory.mktemp("served"), free_port()
+    world = fill(World(folder), num_days=5)
+    config = world.config.model_copy(update={"profile": "cluster"})
+    host, _, redis_port = redis_server.partition(":")
+    with pytest.MonkeyPatch.context() as patch, Redis(host=host, port=int(redis_port)) as redis:
+        redis.flushall()
+        patch.setenv("STORYREC_REDIS", redis_server)
+        patch.setenv("STORYREC_FEAST_REGISTRY", f"sqlite:///{folder}/registry.sqlite")
+        build_features(config, day=day_of(3))
+        materialize_features(config, day=day_of(3), now=NOW)
+        feast = Path(sys.executable).with_name("feast")
+        command = [str(feast), "-c", str(REPO), "-f", str(REPO / "feature_store.cluster.yaml"), "serve"]
+        environment = {**os.environ, "FEAST_USAGE": "False"}
+        with (
+            (folder / "server.log").open("wb") as log,
+            subprocess.Popen(
+                [*command, "-p", str(port), "--no-access-log"],
+                env=environment,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            ) as process,
+            httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=20) as client,
+        ):
+            try:
+                _wait(client, process)
+                yield Server(world, client, redis)
+            finally:
+                os.killpg(process.pid, 15)
+
+
+def test_a_click_is_in_the_sequence_within_a_second_and_in_order(server: Server) -> None:
+    user, before = 5, server.world.sequence("product", user=5, before=at(4))
+    later, first = at(4, second=50), at(4, second=20)
+    started = time.monotonic()
+    assert server.push(user, 91, later).status_code == 200
+    assert server.sequence(user) == [*before, (91, microseconds(later))]
+    assert time.monotonic() - started < 1
+    server.push(user, 90, first)  # out of order
+    expected = [*before, (90, microseconds(first)), (91, microseconds(later))]
+    assert server.sequence(user) == expected
+    server.push(user, 91, later)  # again
+    assert server.sequence(user) == expected
+    server.push(user, 92, at(3, second=7))  # late: of a day whose logs are online
+    assert server.sequence(user) == expected
+    server.push(4_711, 3, first)  # of nobody the logs know
+    assert server.sequence(4_711) == [(3, microseconds(first))]
+
+
+@pytest.mark.parametrize(
+    ("other", "status", "message"),
+    [
+        ({"product_clicked_us": None}, 500, "product_clicked_us"),
+        ({"user_id": None}, 500, "user_id"),
+        ({"event_timestamp": None}, 500, "event_timestamp"),
+        ({"product_clicked_us": [1_772_323_200]}, 422, "epoch microseconds"),
+        ({"product_ids": [1, 2]}, 422, "as many items"),
+        ({"user_id": 0}, 422, "id > 0"),
+    ],
+)
+def test_what_is_wrong_with_a_click_is_named_and_nothing_is_written(
+    server: Server, other: dict[str, Any], status: int, message: str
+) -> None:
+    before = server.stored()
+    answer = server.push(6, 90, at(4), **other)
+    assert answer.status_code == status
+    assert message in answer.text
+    assert server.stored() == before
+
+
+ROWS = [(3, 7, at(4, second=9)), (3, 8, at(4, second=2)), (5, 9, at(4))]
+
+
+def write_clicks(path: Path, *, item: str = "story_id") -> Path:
+    names = ("user_id", item, "clicked_at")
+    if path.suffix == ".parquet":
+        columns = [pa.array(column) for column in zip(*ROWS, strict=True)]
+        pq.write_table(pa.table([*columns[:2], columns[2].cast(TIMESTAMP)], names=names), path)
+    else:
+        rows = [dict(zip(names, (*row[:2], row[2].isoformat()), strict=True)) for row in ROWS]
+        path.write_text(json.dumps(rows) if path.suffix == ".json" else "\n".join(map(json.dumps, rows)))
+    return path
+
+
+@pytest.mark.parametrize("name", ["clicks.parquet", "clicks.json", "clicks.jsonl"])
+def test_clicks_are_read_from_files(tmp_path: Path, name: str) -> None:
+    log, domain = read_clicks(write_clicks(tmp_path / name, item="product_id"))
+    assert domain is Domain.PRODUCT
+    assert log.user_ids_C.tolist() == [3, 3, 5]
+    assert log.item_ids_C.tolist() == [8, 7, 9]
+    assert log.clicked_us_C.tolist() == [microseconds(at(4, second=second)) for second in (2, 9, 0)]
+
+
+def test_a_file_is_pushed_and_again_without_effect(tmp_path: Path) -> None:
+    config = World(tmp_path).config
+    path = write_clicks(tmp_path / "clicks.parquet")
+    for _ in range(2):
+        pushed = push_clicks(config, clicks=path)
+        assert (pushed.domain, pushed.num_clicks, pushed.num_users) == ("story", 3, 2)
+        served = open_feature_store(config.locations.work, profile="local").online_sequences([3, 5, 6])
+        assert [one.story_ids.tolist() for one in served] == [[8, 7], [9], []]
+        assert served[0].updated_us == microseconds(at(4, second=9))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("clicks.csv", "user_id,story_id", r"\.parquet, \.json"),
+        ("clicks.json", "{", "cannot be read"),
+        ("clicks.parquet", "PAR1", "cannot be read"),
+        (
+            "clicks.json",
+            '[{"user_id": 1, "clicked_at": "2026-03-09T12:00:00Z"}]',
+            "story_id, clicked_at or user_id, product_id",
+        ),
+        ("clicks.json", '[{"user_id": 1, "story_id": 2, "clicked_at": 1772000000}]', "clicked_at is BIGINT"),
+        (
+            "clicks.json",
+            '[{"user_id": "a", "story_id": 2, "clicked_at": "2026-03-09T12:00:00Z"}]',
+            "user_id is VARCHAR",
+        ),
+        ("clicks.json", '[{"user_id": 0, "story_id": 2, "clicked_at": "2026-03-09T12:00:00Z"}]', "1 clicks cannot be"),
+        ("clicks.json", '[{"user_id": 1, "story_id": 2, "clicked_at": "1970-01-21T12:00:00Z"}]', "1 clicks cannot be"),
+        (
+            "clicks.json",
+            '[{"user_id": 1, "story_id": 2, "clicked_at": "2026-03-09T12:00:00Z"}, {"user_id": 1, "story_id": 2}]',
+            "1 values are missing",
+        ),
+    ],
+)
+def test_a_file_of_another_kind_is_refused(tmp_path: Path, name: str, content: str, message: str) -> None:
+    (tmp_path / name).write_text(content)
+    with pytest.raises(DataError, match=message) as caught:
+        read_clicks(tmp_path / name)
+    assert str(tmp_path / name) in str(caught.value)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"nowhere\.json"):
+        read_clicks(tmp_path / "nowhere.json")
+
+
+def _wait(client: httpx.Client, process: subprocess.Popen[bytes]) -> None:
+    for _ in range(600):
+        assert process.poll() is None, "the server ended"
+        try:
+            if client.get("/health").status_code == 200:
+                return
+        except httpx.TransportError:
+            time.sleep(0.1)
+    raise AssertionError("the server did not start")
