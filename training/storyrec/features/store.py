@@ -96,11 +96,9 @@ class FeatureStoreClient:
 
     def apply(self) -> None:
         """Register the definitions; nothing happens where they are registered already."""
-        with _environment("STORYREC_FEATURES", str(self._features)):
-            names = runpy.run_path(str(self._repo / "definitions.py"))
-        kinds = (Entity, FeatureView, FeatureService)
+        definitions = load_definitions(self._repo, features=self._features)
         with one_writer(self._lock), _feast("register the definitions"):
-            self._store.apply([value for value in names.values() if isinstance(value, kinds)])
+            self._store.apply(definitions)
 
     def materialized_until(self, view: str) -> datetime | None:
         """The end of the newest window that is in the online store; None before the first one."""
@@ -215,7 +213,7 @@ def open_feature_store(work: str, *, profile: Literal["local", "cluster"]) -> Fe
         ConfigError: `work` is no folder, or an environment variable of the cluster is not set.
         PlatformError: there is no feature repository, or Feast refuses.
     """
-    repo = Path(os.environ.get(FEATURE_REPO) or Path(__file__).resolve().parents[3] / "feature_repo")
+    repo = feature_repo()
     root = work_folder(work)
     folder = root / "feast"
     folder.mkdir(parents=True, exist_ok=True)
@@ -235,16 +233,30 @@ def open_feature_store(work: str, *, profile: Literal["local", "cluster"]) -> Fe
     return client
 
 
+def feature_repo() -> Path:
+    """The folder of the definitions."""
+    return Path(os.environ.get(FEATURE_REPO) or Path(__file__).resolve().parents[3] / "feature_repo")
+
+
+def load_definitions(repo: Path, *, features: Path) -> list[Entity | FeatureView | FeatureService]:
+    """What definitions.py of a feature repository declares, for the offline partitions below `features`.
+
+    Raises:
+        PlatformError: there is no feature repository.
+    """
+    path = repo / "definitions.py"
+    if not path.is_file():
+        raise _no_repository(path, "no such file")
+    with _environment("STORYREC_FEATURES", str(features)):
+        names = runpy.run_path(str(path))
+    return [value for value in names.values() if isinstance(value, Entity | FeatureView | FeatureService)]
+
+
 def _settings(path: Path) -> dict[str, Any]:
     try:
         text = os.path.expandvars(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise PlatformError(
-            f"the feature repository cannot be read ({error.strerror})",
-            expected="feature_repo/ of the source checkout",
-            where=str(path),
-            remedy=f"name it in the environment variable {FEATURE_REPO}",
-        ) from error
+        raise _no_repository(path, str(error.strerror)) from error
     lines = [line for line in text.splitlines() if not line.lstrip().startswith("#")]
     missing = re.findall(r"\$\{(\w+)\}", "\n".join(lines))
     if missing:
@@ -256,6 +268,15 @@ def _settings(path: Path) -> dict[str, Any]:
         )
     settings: dict[str, Any] = yaml.safe_load(text)
     return settings
+
+
+def _no_repository(path: Path, reason: str) -> PlatformError:
+    return PlatformError(
+        f"the feature repository cannot be read ({reason})",
+        expected="feature_repo/ of the source checkout",
+        where=str(path),
+        remedy=f"name it in the environment variable {FEATURE_REPO}",
+    )
 
 
 @contextlib.contextmanager
