@@ -33,11 +33,11 @@ class Ages:
     """Of the values of a view.
 
     Attributes:
-        newest_us: the newest event time of all rows, epoch microseconds.
+        newest_us: the newest event time of all rows, epoch microseconds; None without rows.
         oldest_us: the longest time from an event to a moment that saw it, microseconds; None where none did.
     """
 
-    newest_us: int
+    newest_us: int | None
     oldest_us: int | None
 
 

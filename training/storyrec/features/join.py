@@ -1,9 +1,6 @@
 """Training sets for other teams: a service's features as they were known at the moment of each label."""
 
-import glob
-import hashlib
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -16,10 +13,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from storyrec.errors import ConfigError, DataError, MissingPartition, SchemaMismatch
-from storyrec.features.asof import MOMENT, Ages, AsofJoin, asof_join
-from storyrec.features.catalog import Catalog, CatalogService, CatalogView
+from storyrec.errors import ConfigError, DataError
+from storyrec.features.asof import MOMENT, AsofJoin, asof_join
+from storyrec.features.catalog import Catalog, CatalogService
 from storyrec.features.labels import Labels, read_labels
+from storyrec.features.sources import column_types, partition_files, sha256_of, stamp, unchanged_sums
 from storyrec.progress import track
 from storyrec.storage import write_file
 
@@ -43,7 +41,7 @@ class ViewJoined:
     name: str
     version: int
     num_nulls: dict[str, int]
-    newest_value: datetime
+    newest_value: datetime | None
     oldest_age_seconds: float | None
     partitions: dict[str, str]
 
@@ -92,56 +90,46 @@ def join_labels(file: Path, out: Path, *, service: str, catalog: Catalog, now: d
         StorageError: the disk is full or a partition unreadable.
     """
     asked = _find_service(catalog, service)
-    _require_new(out)
-    labels = read_labels(
-        file,
-        keys=catalog.keys_of(asked),
-        features=[name for names in asked.features.values() for name in names],
-        now=now,
-    )
-    parts = {view: _partitions(catalog.views[view]) for view in asked.features}
-    stamps = _stamps(file, parts)
-    added = [_fields(parts[view], names) for view, names in asked.features.items()]
-    schema = pa.schema([*labels.schema, *(column for fields in added for column in fields)], labels.schema.metadata)
+    _require_places(file, out)
+    parts = {view: partition_files(catalog.views[view]) for view in asked.features}
+    stamps = {path: stamp(path) for path in (str(file), *(path for paths in parts.values() for path in paths))}
+    names = [name for features in asked.features.values() for name in features]
+    labels = read_labels(file, keys=catalog.keys_of(asked), features=names, now=now)
+    added = [field for view, features in asked.features.items() for field in column_types(parts[view], features)]
 
     with _scratch(out) as folder, track("join_labels", total=len(parts) + 1) as tracker:
+        ages = {}
         with asof_join(labels.moments, folder) as join:
-            ages = {}
-            for view, names in asked.features.items():
-                ages[view] = join.add(catalog.views[view], files=parts[view], names=names)
+            for view, features in asked.features.items():
+                ages[view] = join.add(catalog.views[view], files=parts[view], names=features)
                 tracker.advance(note=view)
-            num_nulls = _write(join, labels, folder / "out", schema=schema)
-        sums = {path: _sha256(path) for path in stamps}
-        if _stamps(file, parts) != stamps:
-            raise DataError(
-                "the labels or partitions changed while they were joined",
-                expected="the same files until the end",
-                where=f"{file} and {', '.join(catalog.views[view].path for view in parts)}",
-                remedy="run the same command again when the day's features are built",
+            num_nulls = _write(join, labels, folder / "out", added=added)
+        sums = unchanged_sums(stamps)
+        views = [
+            ViewJoined(
+                name=view,
+                version=catalog.views[view].version,
+                num_nulls={name: num_nulls[name] for name in features},
+                newest_value=None if ages[view].newest_us is None else _moment(ages[view].newest_us),
+                oldest_age_seconds=None if ages[view].oldest_us is None else ages[view].oldest_us / 1e6,
+                partitions={path: sums[path] for path in parts[view]},
             )
-        first, last = (THE_BEGINNING + timedelta(microseconds=us) for us in _range(labels))
+            for view, features in asked.features.items()
+        ]
         joined = LabelsJoined(
             out=str(out),
-            out_sha256=_sha256(str(folder / "out")),
+            out_sha256=sha256_of(str(folder / "out")),
             labels=str(file),
             labels_sha256=sums[str(file)],
             num_rows=len(labels.moments),
-            first_label=first,
-            last_label=last,
+            first_label=_moment(pc.min(labels.moments[MOMENT]).as_py()),
+            last_label=_moment(pc.max(labels.moments[MOMENT]).as_py()),
             service=asked.name,
             version=asked.version,
-            views=[
-                _view_joined(
-                    catalog.views[view],
-                    ages[view],
-                    num_nulls={name: num_nulls[name] for name in names},
-                    partitions={path: sums[path] for path in parts[view]},
-                )
-                for view, names in asked.features.items()
-            ],
+            views=views,
         )
-        content = json.dumps(asdict(joined), indent=2, default=str) + "\n"
-        write_file(out.with_name(out.name + MANIFEST_SUFFIX), content.encode())
+        manifest = json.dumps(asdict(joined), indent=2, default=str) + "\n"
+        write_file(out.with_name(out.name + MANIFEST_SUFFIX), manifest.encode())
         (folder / "out").replace(out)
         tracker.advance(note=str(out))
     return joined
@@ -158,7 +146,11 @@ def _find_service(catalog: Catalog, name: str) -> CatalogService:
     return catalog.services[name]
 
 
-def _require_new(out: Path) -> None:
+def _require_places(file: Path, out: Path) -> None:
+    if not file.is_file():
+        raise DataError(
+            "there is no such file", expected="a Parquet file of labels", where=str(file), remedy="check the path"
+        )
     if out.exists():
         raise ConfigError(
             "the output is there already",
@@ -168,52 +160,17 @@ def _require_new(out: Path) -> None:
         )
 
 
-def _partitions(view: CatalogView) -> list[str]:
-    found = sorted(glob.glob(view.path))
-    if not found:
-        raise MissingPartition(
-            f"there is nothing of {view.name} yet",
-            expected="at least one day",
-            where=view.path,
-            remedy="run build_features for a day, for embeddings also publish_features; or check locations.work",
-        )
-    return found
-
-
-def _fields(files: Sequence[str], names: Sequence[str]) -> list[pa.Field]:
-    """The columns of a view's partitions, which must be of one type each."""
-    schemas = {}
-    for file in files:
-        try:
-            schemas[file] = pq.read_schema(file)
-        except (OSError, pa.ArrowException) as error:
-            raise DataError(
-                f"a partition cannot be read ({error})", where=file, remedy="build this day's features again"
-            ) from error
-    first = schemas[files[0]]
-    for file, schema in schemas.items():
-        differ = [n for n in names if n not in schema.names or schema.field(n).type != first.field(n).type]
-        if differ:
-            raise SchemaMismatch(
-                f"a partition has {', '.join(differ)} of another type, or not at all",
-                expected=f"the same columns in every partition, as in {files[0]}",
-                where=file,
-                remedy="build this day's features again",
-            )
-    return [pa.field(name, first.field(name).type) for name in names]
-
-
-def _write(join: AsofJoin, labels: Labels, path: Path, *, schema: pa.Schema) -> dict[str, int]:
+def _write(join: AsofJoin, labels: Labels, path: Path, *, added: Sequence[pa.Field]) -> dict[str, int]:
     """Write the labels with what was joined; returns the nulls of each added column."""
-    added = schema.names[len(labels.schema) :]
-    num_nulls, written = dict.fromkeys(added, 0), 0
+    schema = pa.schema([*labels.schema, *added], labels.schema.metadata)
+    num_nulls, written = {column.name: 0 for column in added}, 0
     with pq.ParquetFile(labels.path) as file, pq.ParquetWriter(path, schema, compression="zstd") as writer:
         for batch in file.iter_batches(BATCH_ROWS):
             rows = pa.Table.from_batches([batch])
             values = join.read(written, len(rows))
-            for name in added:
-                rows = rows.append_column(schema.field(name), values[name].cast(schema.field(name).type))
-                num_nulls[name] += values[name].null_count
+            for column in added:
+                rows = rows.append_column(column, values[column.name].cast(column.type))
+                num_nulls[column.name] += values[column.name].null_count
             writer.write_table(rows)
             written += len(rows)
     if written != len(labels.moments):
@@ -226,27 +183,8 @@ def _write(join: AsofJoin, labels: Labels, path: Path, *, schema: pa.Schema) -> 
     return num_nulls
 
 
-def _view_joined(view: CatalogView, ages: Ages, *, num_nulls: dict[str, int], partitions: dict[str, str]) -> ViewJoined:
-    newest = THE_BEGINNING + timedelta(microseconds=ages.newest_us)
-    oldest = None if ages.oldest_us is None else ages.oldest_us / 1e6
-    return ViewJoined(view.name, view.version, num_nulls, newest, oldest, partitions)
-
-
-def _range(labels: Labels) -> tuple[int, int]:
-    found = pc.min_max(labels.moments[MOMENT]).as_py()
-    return found["min"], found["max"]
-
-
-def _stamps(file: Path, parts: dict[str, list[str]]) -> dict[str, tuple[int, int, int]]:
-    """What changes when a file is written again, by path."""
-    paths = [str(file), *(path for files in parts.values() for path in files)]
-    found = {path: os.stat(path) for path in paths}
-    return {path: (stat.st_ino, stat.st_mtime_ns, stat.st_size) for path, stat in found.items()}
-
-
-def _sha256(path: str) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _moment(us: int) -> datetime:
+    return THE_BEGINNING + timedelta(microseconds=us)
 
 
 @contextmanager

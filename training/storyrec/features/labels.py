@@ -51,8 +51,6 @@ def read_labels(path: Path, *, keys: Sequence[str], features: Sequence[str], now
     """
     try:
         schema = pq.read_schema(path)
-    except FileNotFoundError as error:
-        raise DataError("there is no such file", where=str(path), remedy="check the path of the labels") from error
     except (OSError, pa.ArrowException) as error:
         raise DataError(
             f"the labels cannot be read ({error})",
