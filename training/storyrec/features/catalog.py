@@ -170,7 +170,7 @@ def _view(declared: Any, *, keys: dict[str, str]) -> CatalogView:
     return CatalogView(
         name=declared.name,
         keys=tuple(keys[entity] for entity in declared.entities),
-        fields=tuple(_field(column) for column in declared.schema),
+        fields=tuple(_field(column) for column in (*declared.entity_columns, *declared.features)),
         meaning=declared.description,
         owner=declared.owner,
         kind=tags["kind"],
