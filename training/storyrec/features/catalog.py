@@ -131,14 +131,14 @@ def read_catalog(repo: Path, *, features: Path = Path("features")) -> Catalog:
     Raises:
         PlatformError: there is no feature repository.
     """
-    from storyrec.features.store import Entity, FeatureService, FeatureView, load_definitions
+    from storyrec.features.store import load_definitions
 
     declared = load_definitions(repo, features=features)
-    entities = [_entity(value) for value in declared if isinstance(value, Entity)]
+    entities = [_entity(value) for value in declared.entities]
     keys = {entity.name: entity.key for entity in entities}
-    views = [_view(value, keys=keys) for value in declared if isinstance(value, FeatureView)]
+    views = [_view(value, keys=keys) for value in declared.views]
     by_name = {view.name: view for view in views}
-    services = [_service(value, views=by_name) for value in declared if isinstance(value, FeatureService)]
+    services = [_service(value, views=by_name) for value in declared.services]
     return Catalog({entity.name: entity for entity in entities}, by_name, {found.name: found for found in services})
 
 

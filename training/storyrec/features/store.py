@@ -88,6 +88,15 @@ class Window:
     end: datetime
 
 
+@dataclass(frozen=True)
+class Definitions:
+    """What a feature repository declares, as Feast's objects."""
+
+    entities: list[Entity]
+    views: list[FeatureView]
+    services: list[FeatureService]
+
+
 class FeatureStoreClient:
     """The views and services of `feature_repo/`, for one work folder."""
 
@@ -98,7 +107,7 @@ class FeatureStoreClient:
         """Register the definitions; nothing happens where they are registered already."""
         definitions = load_definitions(self._repo, features=self._features)
         with one_writer(self._lock), _feast("register the definitions"):
-            self._store.apply(definitions)
+            self._store.apply([*definitions.entities, *definitions.views, *definitions.services])
 
     def materialized_until(self, view: str) -> datetime | None:
         """The end of the newest window that is in the online store; None before the first one."""
@@ -238,7 +247,7 @@ def feature_repo() -> Path:
     return Path(os.environ.get(FEATURE_REPO) or Path(__file__).resolve().parents[3] / "feature_repo")
 
 
-def load_definitions(repo: Path, *, features: Path) -> list[Entity | FeatureView | FeatureService]:
+def load_definitions(repo: Path, *, features: Path) -> Definitions:
     """What definitions.py of a feature repository declares, for the offline partitions below `features`.
 
     Raises:
@@ -249,7 +258,12 @@ def load_definitions(repo: Path, *, features: Path) -> list[Entity | FeatureView
         raise _no_repository(path, "no such file")
     with _environment("STORYREC_FEATURES", str(features)):
         names = runpy.run_path(str(path))
-    return [value for value in names.values() if isinstance(value, Entity | FeatureView | FeatureService)]
+    values = names.values()
+    return Definitions(
+        [value for value in values if isinstance(value, Entity)],
+        [value for value in values if isinstance(value, FeatureView)],
+        [value for value in values if isinstance(value, FeatureService)],
+    )
 
 
 def _settings(path: Path) -> dict[str, Any]:
