@@ -2,6 +2,10 @@
 
 The offline sources are Parquet partitions below the folder that STORYREC_FEATURES names (default:
 `var/marketplace/work/features` beside this folder). Timestamps are microseconds, UTC.
+
+A name without `_vN` is version 1. What was released stays as schemas.json has it; a change is a new
+version beside the old one. Tags are what docs/feature-catalog.md and Feast's UI show: of a field its
+shape, unit and an example (JSON); of a view its freshness and the log tables it comes from.
 """
 
 import os
@@ -9,11 +13,13 @@ from datetime import timedelta
 from pathlib import Path
 
 from feast import Entity, FeatureService, FeatureView, Field, FileSource, PushSource, ValueType
-from feast.types import Array, Float32, Int64, String
+from feast.types import Array, FeastType, Float32, Int64, String
 
 OWNER = "storyrec"
 SEQUENCE_LENGTH = 20  # what the online store keeps of a user's clicks, pushed ones among them
 NO_EXPIRY = timedelta(0)  # the reader cuts a sequence to its history window by the click times
+EVERY_DAY = "daily: the run of a day starts at 02:00 UTC of the day after and brings all its clicks"
+EVERY_CHAMPION = "with each new champion, at most daily; an item that it does not know keeps its earlier row"
 
 _default = Path(__file__).resolve().parents[1] / "var/marketplace/work/features"
 _features = Path(os.environ.get("STORYREC_FEATURES") or _default).resolve()
@@ -43,26 +49,92 @@ def _clicks(domain: str) -> PushSource:
     )
 
 
+def _field(name: str, dtype: FeastType, meaning: str, *, shape: str, unit: str, example: str) -> Field:
+    return Field(name=name, dtype=dtype, description=meaning, tags={"shape": shape, "unit": unit, "example": example})
+
+
+def _id(name: str, meaning: str) -> Field:
+    return _field(name, Int64, meaning, shape="1", unit="id, > 0", example="42")
+
+
+def _embedding() -> Field:
+    return _field(
+        "embedding",
+        Array(Float32),
+        "Visual plus textual features.",
+        shape="64",
+        unit="none; Euclidean distances count",
+        example="[0.31, -1.2, 0.07]",
+    )
+
+
+def _model_version() -> Field:
+    return _field(
+        "model_version",
+        String,
+        "The champion whose extractors made it.",
+        shape="1",
+        unit="bundle version, 16 hex digits",
+        example='"8c1f0a6b2e4d9713"',
+    )
+
+
 user = Entity(
-    name="user", join_keys=["user_id"], value_type=ValueType.INT64, description="Who clicks stories and products."
+    name="user",
+    join_keys=["user_id"],
+    value_type=ValueType.INT64,
+    description="Who clicks stories and products.",
+    owner=OWNER,
 )
-story = Entity(name="story", join_keys=["story_id"], value_type=ValueType.INT64, description="A storytelling item.")
-product = Entity(name="product", join_keys=["product_id"], value_type=ValueType.INT64, description="A product.")
+story = Entity(
+    name="story",
+    join_keys=["story_id"],
+    value_type=ValueType.INT64,
+    description="A post, picture or video about merchandise.",
+    owner=OWNER,
+)
+product = Entity(
+    name="product",
+    join_keys=["product_id"],
+    value_type=ValueType.INT64,
+    description="Something to buy, which stories are about.",
+    owner=OWNER,
+)
 
 user_story_sequence = FeatureView(
     name="user_story_sequence",
     entities=[user],
     ttl=NO_EXPIRY,
     schema=[
-        Field(name="user_id", dtype=Int64),
-        Field(name="story_ids", dtype=Array(Int64), description="The last 20 stories clicked, oldest first."),
-        Field(name="story_clicked_us", dtype=Array(Int64), description="When, epoch microseconds UTC, oldest first."),
+        _id("user_id", "Whose clicks."),
+        _field(
+            "story_ids",
+            Array(Int64),
+            "The last stories clicked, oldest first.",
+            shape="1 to 20",
+            unit="story ids",
+            example="[17, 4, 233]",
+        ),
+        _field(
+            "story_clicked_us",
+            Array(Int64),
+            "When, entry by entry.",
+            shape="as story_ids",
+            unit="epoch microseconds, UTC",
+            example="[1773046800000000, 1773050400000000, 1773050400000250]",
+        ),
     ],
     source=_clicks("story"),
     online=True,
     description="A user's most recent story clicks; one row a click, valid one microsecond after it.",
     owner=OWNER,
-    tags={"domain": "story", "kind": "sequence", "length": str(SEQUENCE_LENGTH)},
+    tags={
+        "domain": "story",
+        "kind": "sequence",
+        "length": str(SEQUENCE_LENGTH),
+        "freshness": EVERY_DAY,
+        "lineage": "impressions",
+    },
 )
 
 user_product_sequence = FeatureView(
@@ -70,15 +142,35 @@ user_product_sequence = FeatureView(
     entities=[user],
     ttl=NO_EXPIRY,
     schema=[
-        Field(name="user_id", dtype=Int64),
-        Field(name="product_ids", dtype=Array(Int64), description="The last 20 products clicked, oldest first."),
-        Field(name="product_clicked_us", dtype=Array(Int64), description="When, epoch microseconds UTC, oldest first."),
+        _id("user_id", "Whose clicks."),
+        _field(
+            "product_ids",
+            Array(Int64),
+            "The last products clicked, oldest first.",
+            shape="1 to 20",
+            unit="product ids",
+            example="[17, 4, 233]",
+        ),
+        _field(
+            "product_clicked_us",
+            Array(Int64),
+            "When, entry by entry.",
+            shape="as product_ids",
+            unit="epoch microseconds, UTC",
+            example="[1773046800000000, 1773050400000000, 1773050400000250]",
+        ),
     ],
     source=_clicks("product"),
     online=True,
     description="A user's most recent product clicks; one row a click, valid one microsecond after it.",
     owner=OWNER,
-    tags={"domain": "product", "kind": "sequence", "length": str(SEQUENCE_LENGTH)},
+    tags={
+        "domain": "product",
+        "kind": "sequence",
+        "length": str(SEQUENCE_LENGTH),
+        "freshness": EVERY_DAY,
+        "lineage": "product_clicks",
+    },
 )
 
 story_embedding = FeatureView(
@@ -86,15 +178,15 @@ story_embedding = FeatureView(
     entities=[story],
     ttl=NO_EXPIRY,
     schema=[
-        Field(name="story_id", dtype=Int64),
-        Field(name="embedding", dtype=Array(Float32), description="Visual plus textual features, 64 numbers."),
-        Field(name="model_version", dtype=String, description="The champion whose extractors made it."),
+        _id("story_id", "Which story."),
+        _embedding(),
+        _model_version(),
     ],
     source=_source("story_embedding"),
     online=True,
     description="What the champion's frozen story extractor yields; compare only within one model_version.",
     owner=OWNER,
-    tags={"domain": "story", "kind": "embedding"},
+    tags={"domain": "story", "kind": "embedding", "freshness": EVERY_CHAMPION, "lineage": "stories"},
 )
 
 product_embedding = FeatureView(
@@ -102,15 +194,15 @@ product_embedding = FeatureView(
     entities=[product],
     ttl=NO_EXPIRY,
     schema=[
-        Field(name="product_id", dtype=Int64),
-        Field(name="embedding", dtype=Array(Float32), description="Visual plus textual features, 64 numbers."),
-        Field(name="model_version", dtype=String, description="The champion whose extractors made it."),
+        _id("product_id", "Which product."),
+        _embedding(),
+        _model_version(),
     ],
     source=_source("product_embedding"),
     online=True,
     description="What the champion's frozen product extractor yields; compare only within one model_version.",
     owner=OWNER,
-    tags={"domain": "product", "kind": "embedding"},
+    tags={"domain": "product", "kind": "embedding", "freshness": EVERY_CHAMPION, "lineage": "products"},
 )
 
 stories_for_product = FeatureView(
@@ -118,18 +210,30 @@ stories_for_product = FeatureView(
     entities=[product],
     ttl=NO_EXPIRY,
     schema=[
-        Field(name="product_id", dtype=Int64),
-        Field(name="story_ids", dtype=Array(Int64), description="The nearest stories, nearest first."),
-        Field(
-            name="distances", dtype=Array(Float32), description="Euclidean, between matching vectors, nearest first."
+        _id("product_id", "Which product."),
+        _field(
+            "story_ids",
+            Array(Int64),
+            "The nearest stories, nearest first.",
+            shape="10 (match.num_stories)",
+            unit="story ids",
+            example="[233, 17, 4]",
         ),
-        Field(name="model_version", dtype=String, description="The champion whose extractors made it."),
+        _field(
+            "distances",
+            Array(Float32),
+            "How far each story is from the product, ascending.",
+            shape="as story_ids",
+            unit="Euclidean, between matching vectors",
+            example="[0.41, 0.44, 0.52]",
+        ),
+        _model_version(),
     ],
     source=_source("stories_for_product"),
     online=True,
     description="The stories that match a product best.",
     owner=OWNER,
-    tags={"domain": "product", "kind": "matching"},
+    tags={"domain": "product", "kind": "matching", "freshness": EVERY_CHAMPION, "lineage": "stories,products"},
 )
 
 ranker_v1 = FeatureService(

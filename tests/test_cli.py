@@ -55,6 +55,7 @@ def test_help_lists_every_step(tmp_path: Path) -> None:
         (("rank", "--user", "1"), "", "no model is deployed yet"),
         (("match", "--product", "1"), "", "no model is deployed yet"),
         (("explain", "--out", "out"), "", "no model is deployed yet"),
+        (("features", "join", "nowhere", "out", "--service", "ranker_v2"), "", "there is no service 'ranker_v2'"),
         (("experiment", "rating-sheet", "--out", "out"), "", "storyrec experiment table6 DATA"),
         (
             ("registry", "show"),

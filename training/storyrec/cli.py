@@ -323,6 +323,63 @@ def features_reconcile(
     )
 
 
+@features_app.command("join")
+def features_join(
+    labels: Annotated[Path, typer.Argument(metavar="LABELS", help="Parquet: ids, event_timestamp, whatever else.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Parquet file to write, a new one.")],
+    service: Annotated[str, typer.Option(help="Feature service, see docs/feature-catalog.md.")],
+    config: ConfigOption = None,
+) -> None:
+    """Give labels the features that were known at their moments: a training set."""
+    from storyrec.features.catalog import read_catalog
+    from storyrec.features.join import join_labels
+    from storyrec.features.partitions import work_folder
+    from storyrec.features.store import feature_repo
+
+    features = work_folder(load_config(config).locations.work) / "features"
+    catalog = read_catalog(feature_repo(), features=features)
+    _print_json(join_labels(labels, out, service=service, catalog=catalog, now=datetime.now(UTC)))
+
+
+@features_app.command("catalog")
+def features_catalog() -> None:
+    """Write docs/feature-catalog.md: every entity, view and service of feature_repo/definitions.py."""
+    from storyrec.features.catalog import write_catalog
+    from storyrec.features.store import feature_repo
+
+    typer.echo(str(write_catalog(feature_repo())))
+
+
+@features_app.command("check")
+def features_check() -> None:
+    """Refuse definitions that break a released schema, or that are not released."""
+    from storyrec.features.schemas import check_schemas
+    from storyrec.features.store import feature_repo
+
+    kept = check_schemas(feature_repo())
+    typer.echo(f"{len(kept.views)} views and {len(kept.services)} services are as they were released")
+
+
+@features_app.command("release")
+def features_release() -> None:
+    """Promise what is new in the definitions: it goes into feature_repo/schemas.json."""
+    from storyrec.features.schemas import release_schemas
+    from storyrec.features.store import feature_repo
+
+    new = release_schemas(feature_repo())
+    typer.echo(f"released: {', '.join(new)}" if new else "nothing is new")
+
+
+@features_app.command("retire")
+def features_retire(name: Annotated[str, typer.Argument(metavar="NAME", help="View or service.")]) -> None:
+    """Take back the promise of a view or service whose definition is removed, for good."""
+    from storyrec.features.schemas import retire_schema
+    from storyrec.features.store import feature_repo
+
+    retire_schema(feature_repo(), name)
+    typer.echo(f"'{name}' is retired; no definition may use this name again")
+
+
 # --- one training run -------------------------------------------------------------------------
 
 

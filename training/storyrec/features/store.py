@@ -112,6 +112,15 @@ class Window:
     end: datetime
 
 
+@dataclass(frozen=True)
+class Definitions:
+    """What a feature repository declares, as Feast's objects."""
+
+    entities: list[Entity]
+    views: list[FeatureView]
+    services: list[FeatureService]
+
+
 class FeatureStoreClient:
     """The views and services of `feature_repo/`, for one work folder."""
 
@@ -125,13 +134,11 @@ class FeatureStoreClient:
 
     def apply(self) -> None:
         """Register the definitions; nothing happens where they are registered already."""
-        with _environment("STORYREC_FEATURES", str(self._features)):
-            names = runpy.run_path(str(self._repo / "definitions.py"))
-        kinds = (Entity, FeatureView, FeatureService)
+        definitions = load_definitions(self._repo, features=self._features)
         with one_writer(self._lock), _feast("register the definitions"):
-            self._store.apply([value for value in names.values() if isinstance(value, kinds)])
-            self._views = {value.name: value for value in names.values() if isinstance(value, FeatureView)}
-            self._services = {value.name: value for value in names.values() if isinstance(value, FeatureService)}
+            self._store.apply([*definitions.entities, *definitions.views, *definitions.services])
+            self._views = {view.name: view for view in definitions.views}
+            self._services = {service.name: service for service in definitions.services}
             self._layouts = {name: layout_of(view) for name, view in self._views.items()}
 
     def materialized_until(self, view: str) -> datetime | None:
@@ -339,7 +346,7 @@ def open_feature_store(work: str, *, profile: Literal["local", "cluster"]) -> Fe
         ConfigError: `work` is no folder, or an environment variable of the cluster is not set.
         PlatformError: there is no feature repository, or Feast refuses.
     """
-    repo = Path(os.environ.get(FEATURE_REPO) or Path(__file__).resolve().parents[3] / "feature_repo")
+    repo = feature_repo()
     root = work_folder(work)
     folder = root / "feast"
     folder.mkdir(parents=True, exist_ok=True)
@@ -370,16 +377,35 @@ def _microseconds(time: datetime) -> int:
     return (time - THE_BEGINNING) // ONE_MICROSECOND
 
 
+def feature_repo() -> Path:
+    """The folder of the definitions."""
+    return Path(os.environ.get(FEATURE_REPO) or Path(__file__).resolve().parents[3] / "feature_repo")
+
+
+def load_definitions(repo: Path, *, features: Path) -> Definitions:
+    """What definitions.py of a feature repository declares, for the offline partitions below `features`.
+
+    Raises:
+        PlatformError: there is no feature repository.
+    """
+    path = repo / "definitions.py"
+    if not path.is_file():
+        raise _no_repository(path, "no such file")
+    with _environment("STORYREC_FEATURES", str(features)):
+        names = runpy.run_path(str(path))
+    values = names.values()
+    return Definitions(
+        [value for value in values if isinstance(value, Entity)],
+        [value for value in values if isinstance(value, FeatureView)],
+        [value for value in values if isinstance(value, FeatureService)],
+    )
+
+
 def _settings(path: Path) -> dict[str, Any]:
     try:
         text = os.path.expandvars(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise PlatformError(
-            f"the feature repository cannot be read ({error.strerror})",
-            expected="feature_repo/ of the source checkout",
-            where=str(path),
-            remedy=f"name it in the environment variable {FEATURE_REPO}",
-        ) from error
+        raise _no_repository(path, str(error.strerror)) from error
     lines = [line for line in text.splitlines() if not line.lstrip().startswith("#")]
     missing = re.findall(r"\$\{(\w+)\}", "\n".join(lines))
     if missing:
@@ -391,6 +417,15 @@ def _settings(path: Path) -> dict[str, Any]:
         )
     settings: dict[str, Any] = yaml.safe_load(text)
     return settings
+
+
+def _no_repository(path: Path, reason: str) -> PlatformError:
+    return PlatformError(
+        f"the feature repository cannot be read ({reason})",
+        expected="feature_repo/ of the source checkout",
+        where=str(path),
+        remedy=f"name it in the environment variable {FEATURE_REPO}",
+    )
 
 
 @contextlib.contextmanager
