@@ -12,6 +12,8 @@ from feast import Entity, FeatureService, FeatureView, Field, FileSource, ValueT
 from feast.types import Array, Float32, Int64, String
 
 OWNER = "storyrec"
+SEQUENCE_MAX_AGE = "30h"  # a day, two hours until its run starts, and four for the run
+ITEM_MAX_AGE = "36h"  # and the training
 NO_EXPIRY = timedelta(0)  # the reader cuts a sequence to its history window by the click times
 
 _default = Path(__file__).resolve().parents[1] / "var/marketplace/work/features"
@@ -51,7 +53,7 @@ user_story_sequence = FeatureView(
     online=True,
     description="A user's most recent story clicks; one row a click, valid one microsecond after it.",
     owner=OWNER,
-    tags={"domain": "story", "kind": "sequence"},
+    tags={"domain": "story", "kind": "sequence", "max_age": SEQUENCE_MAX_AGE},
 )
 
 user_product_sequence = FeatureView(
@@ -67,7 +69,7 @@ user_product_sequence = FeatureView(
     online=True,
     description="A user's most recent product clicks; one row a click, valid one microsecond after it.",
     owner=OWNER,
-    tags={"domain": "product", "kind": "sequence"},
+    tags={"domain": "product", "kind": "sequence", "max_age": SEQUENCE_MAX_AGE},
 )
 
 story_embedding = FeatureView(
@@ -83,7 +85,7 @@ story_embedding = FeatureView(
     online=True,
     description="What the champion's frozen story extractor yields; compare only within one model_version.",
     owner=OWNER,
-    tags={"domain": "story", "kind": "embedding"},
+    tags={"domain": "story", "kind": "embedding", "max_age": ITEM_MAX_AGE},
 )
 
 product_embedding = FeatureView(
@@ -99,7 +101,7 @@ product_embedding = FeatureView(
     online=True,
     description="What the champion's frozen product extractor yields; compare only within one model_version.",
     owner=OWNER,
-    tags={"domain": "product", "kind": "embedding"},
+    tags={"domain": "product", "kind": "embedding", "max_age": ITEM_MAX_AGE},
 )
 
 stories_for_product = FeatureView(
@@ -116,7 +118,24 @@ stories_for_product = FeatureView(
     online=True,
     description="The stories that match a product best.",
     owner=OWNER,
-    tags={"domain": "product", "kind": "matching"},
+    tags={"domain": "product", "kind": "matching", "max_age": ITEM_MAX_AGE},
+)
+
+stories_for_story = FeatureView(
+    name="stories_for_story",
+    entities=[story],
+    ttl=NO_EXPIRY,
+    schema=[
+        Field(name="story_id", dtype=Int64),
+        Field(name="story_ids", dtype=Array(Int64), description="The nearest other stories, nearest first."),
+        Field(name="distances", dtype=Array(Float32), description="Euclidean, between matching vectors."),
+        Field(name="model_version", dtype=String, description="The champion whose extractors made it."),
+    ],
+    source=_source("stories_for_story"),
+    online=True,
+    description="The stories that are most like a story; it is none of them.",
+    owner=OWNER,
+    tags={"domain": "story", "kind": "matching", "max_age": ITEM_MAX_AGE},
 )
 
 ranker_v1 = FeatureService(
@@ -151,6 +170,13 @@ stories_for_product_v1 = FeatureService(
     name="stories_for_product_v1",
     features=[stories_for_product],
     description="Stories to show beside a product.",
+    owner=OWNER,
+    tags={"consumer": "other teams"},
+)
+stories_for_story_v1 = FeatureService(
+    name="stories_for_story_v1",
+    features=[stories_for_story],
+    description="Stories to show beside a story.",
     owner=OWNER,
     tags={"consumer": "other teams"},
 )
