@@ -102,6 +102,11 @@ class FeatureStoreClient:
         with one_writer(self._lock), _feast("register the definitions"):
             self._store.apply([value for value in names.values() if isinstance(value, kinds)])
 
+    def tags(self) -> dict[str, dict[str, str]]:
+        """Each view's tags."""
+        with _feast("read its registry"):
+            return {view.name: dict(view.tags) for view in self._store.list_feature_views()}
+
     def materialized_until(self, view: str) -> datetime | None:
         """The end of the newest window that is in the online store; None before the first one."""
         with _feast("read its registry"):
