@@ -2,7 +2,7 @@
 
 from airflow.sdk import DAG, PartitionedAssetTimetable
 
-from storyrec_tasks import DEFAULT_ARGS, MODEL, StepOperator
+from storyrec_tasks import DEFAULT_ARGS, MODEL, PUBLISHED_FEATURES, StepOperator
 
 TRIAGE = """
 ### publish_features: what do other teams see of the champion?
@@ -14,7 +14,7 @@ log and clear the task: publishing a day twice changes nothing.
 
 with DAG(
     "publish_features",
-    description="Publish the champion's item embeddings and the stories for products",
+    description="Publish the champion's item embeddings and the stories near products and stories",
     schedule=PartitionedAssetTimetable(assets=MODEL),
     catchup=False,
     max_active_runs=1,
@@ -25,5 +25,6 @@ with DAG(
     publish = StepOperator(
         task_id="publish",
         step="publish-features",
-        doc_md="Writes the champion's item embeddings and the stories for products to the feature store.",
+        outlets=[PUBLISHED_FEATURES],
+        doc_md="Writes the champion's item embeddings and the stories near products and stories to the feature store.",
     )

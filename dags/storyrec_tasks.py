@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 VALIDATED_LOGS = Asset("validated_logs", uri="storyrec://validated_logs")
 FEATURES = Asset("features", uri="storyrec://features")
 MODEL = Asset("model", uri="storyrec://model")
+PUBLISHED_FEATURES = Asset("published_features", uri="storyrec://published_features")
 
 USER_ERROR_EXIT_CODE = 2  # storyrec.errors.EXIT_CODE: another try would meet the same bad input
 SECONDS_TO_END = 10
@@ -129,7 +130,7 @@ class Step:
     def __init__(self, name: str, *, day: date) -> None:
         self.name = name
         self._command = [os.environ.get("STORYREC_PYTHON") or sys.executable, "-m", "storyrec.cli"]
-        self._command += [name, "--day", day.isoformat()]
+        self._command += [*name.split(), "--day", day.isoformat()]
         if (settings := settings_file()) is not None:
             self._command += ["--config", str(settings)]
         self._process: subprocess.Popen[str] | None = None

@@ -17,6 +17,8 @@ from feast.types import Array, FeastType, Float32, Int64, String
 
 OWNER = "storyrec"
 SEQUENCE_LENGTH = 20  # what the online store keeps of a user's clicks, pushed ones among them
+SEQUENCE_MAX_AGE = "30h"  # a day, two hours until its run starts, and four for the run
+ITEM_MAX_AGE = "36h"  # and the training
 NO_EXPIRY = timedelta(0)  # the reader cuts a sequence to its history window by the click times
 EVERY_DAY = "daily: the run of a day starts at 02:00 UTC of the day after and brings all its clicks"
 EVERY_CHAMPION = "with each new champion, at most daily; an item that it does not know keeps its earlier row"
@@ -132,6 +134,7 @@ user_story_sequence = FeatureView(
         "domain": "story",
         "kind": "sequence",
         "length": str(SEQUENCE_LENGTH),
+        "max_age": SEQUENCE_MAX_AGE,
         "freshness": EVERY_DAY,
         "lineage": "impressions",
     },
@@ -168,6 +171,7 @@ user_product_sequence = FeatureView(
         "domain": "product",
         "kind": "sequence",
         "length": str(SEQUENCE_LENGTH),
+        "max_age": SEQUENCE_MAX_AGE,
         "freshness": EVERY_DAY,
         "lineage": "product_clicks",
     },
@@ -186,7 +190,13 @@ story_embedding = FeatureView(
     online=True,
     description="What the champion's frozen story extractor yields; compare only within one model_version.",
     owner=OWNER,
-    tags={"domain": "story", "kind": "embedding", "freshness": EVERY_CHAMPION, "lineage": "stories"},
+    tags={
+        "domain": "story",
+        "kind": "embedding",
+        "max_age": ITEM_MAX_AGE,
+        "freshness": EVERY_CHAMPION,
+        "lineage": "stories",
+    },
 )
 
 product_embedding = FeatureView(
@@ -202,7 +212,13 @@ product_embedding = FeatureView(
     online=True,
     description="What the champion's frozen product extractor yields; compare only within one model_version.",
     owner=OWNER,
-    tags={"domain": "product", "kind": "embedding", "freshness": EVERY_CHAMPION, "lineage": "products"},
+    tags={
+        "domain": "product",
+        "kind": "embedding",
+        "max_age": ITEM_MAX_AGE,
+        "freshness": EVERY_CHAMPION,
+        "lineage": "products",
+    },
 )
 
 stories_for_product = FeatureView(
@@ -233,7 +249,50 @@ stories_for_product = FeatureView(
     online=True,
     description="The stories that match a product best.",
     owner=OWNER,
-    tags={"domain": "product", "kind": "matching", "freshness": EVERY_CHAMPION, "lineage": "stories,products"},
+    tags={
+        "domain": "product",
+        "kind": "matching",
+        "max_age": ITEM_MAX_AGE,
+        "freshness": EVERY_CHAMPION,
+        "lineage": "stories,products",
+    },
+)
+
+stories_for_story = FeatureView(
+    name="stories_for_story",
+    entities=[story],
+    ttl=NO_EXPIRY,
+    schema=[
+        _id("story_id", "Which story."),
+        _field(
+            "story_ids",
+            Array(Int64),
+            "The nearest other stories, nearest first.",
+            shape="10 (match.num_stories)",
+            unit="story ids",
+            example="[233, 17, 4]",
+        ),
+        _field(
+            "distances",
+            Array(Float32),
+            "How far each is, ascending.",
+            shape="as story_ids",
+            unit="Euclidean, between matching vectors",
+            example="[0.41, 0.44, 0.52]",
+        ),
+        _model_version(),
+    ],
+    source=_source("stories_for_story"),
+    online=True,
+    description="The stories that are most like a story; it is none of them.",
+    owner=OWNER,
+    tags={
+        "domain": "story",
+        "kind": "matching",
+        "max_age": ITEM_MAX_AGE,
+        "freshness": EVERY_CHAMPION,
+        "lineage": "stories",
+    },
 )
 
 ranker_v1 = FeatureService(
@@ -268,6 +327,13 @@ stories_for_product_v1 = FeatureService(
     name="stories_for_product_v1",
     features=[stories_for_product],
     description="Stories to show beside a product.",
+    owner=OWNER,
+    tags={"consumer": "other teams"},
+)
+stories_for_story_v1 = FeatureService(
+    name="stories_for_story_v1",
+    features=[stories_for_story],
+    description="Stories to show beside a story.",
     owner=OWNER,
     tags={"consumer": "other teams"},
 )

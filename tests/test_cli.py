@@ -56,6 +56,10 @@ def test_help_lists_every_step(tmp_path: Path) -> None:
         (("match", "--product", "1"), "", "no model is deployed yet"),
         (("explain", "--out", "out"), "", "no model is deployed yet"),
         (("features", "join", "nowhere", "out", "--service", "ranker_v2"), "", "there is no service 'ranker_v2'"),
+        (("features", "neighbours", "product", "1"), "", "no model is published yet"),
+        (("features", "retire-model", "0123456789abcdef"), "", "no index of model 0123456789abcdef"),
+        (("features", "freshness"), "", "the freshness promise is broken"),
+        (("features", "drift", "--day", "2026-03-10"), "", "the features of 2026-03-10 are not built"),
         (("experiment", "rating-sheet", "--out", "out"), "", "storyrec experiment table6 DATA"),
         (
             ("registry", "show"),

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from airflow.sdk import DAG
 
-from storyrec_tasks import FEATURES, MODEL, VALIDATED_LOGS, alert
+from storyrec_tasks import FEATURES, MODEL, PUBLISHED_FEATURES, VALIDATED_LOGS, alert
 
 DAGS = Path(__file__).parents[2] / "dags"
 EDGES = {
@@ -19,6 +19,7 @@ EDGES = {
     "build_features": {"build": {"materialize"}, "materialize": {"embed"}, "embed": set()},
     "train_adapt": {"train_adapt": set()},
     "publish_features": {"publish": set()},
+    "features_slo": {"freshness": set(), "drift": set()},
     "reconcile": {"validated_logs": set(), "features": set(), "model": set()},
 }
 
@@ -59,13 +60,23 @@ def test_policy(dag: DAG) -> None:
 
 
 def test_a_day_goes_from_asset_to_asset() -> None:
-    produced = {"validate_logs": VALIDATED_LOGS, "build_features": FEATURES, "train_adapt": MODEL}
+    produced = {
+        "validate_logs": VALIDATED_LOGS,
+        "build_features": FEATURES,
+        "train_adapt": MODEL,
+        "publish_features": PUBLISHED_FEATURES,
+    }
     for name, asset in produced.items():
         outlets = [outlet for task in load(name).tasks for outlet in task.outlets]
         assert outlets == [asset]
         last = next(task for task in load(name).tasks if not task.downstream_task_ids)
         assert last.outlets == [asset]
-    consumers = {"build_features": VALIDATED_LOGS, "train_adapt": FEATURES, "publish_features": MODEL}
+    consumers = {
+        "build_features": VALIDATED_LOGS,
+        "train_adapt": FEATURES,
+        "publish_features": MODEL,
+        "features_slo": PUBLISHED_FEATURES,
+    }
     for name, asset in consumers.items():
         assert load(name).timetable.asset_condition == asset
 
@@ -75,10 +86,11 @@ def test_the_steps_are_commands_of_the_command_line() -> None:
 
     from storyrec.cli import app
 
-    commands = set(typer.main.get_command(app).commands)
+    root = typer.main.get_command(app)
+    commands = {*root.commands, *(f"features {name}" for name in root.commands["features"].commands)}
     steps = {task.step for name in EDGES for task in load(name).tasks if hasattr(task, "step")}
     logs, features = {"catch-up", "validate-logs"}, {"build-features", "materialize-features", "embed-covers"}
-    assert steps == logs | features | {"publish-features"}
+    assert steps == logs | features | {"publish-features", "features freshness", "features drift"}
     assert steps | {"train-adapt"} <= commands
 
 

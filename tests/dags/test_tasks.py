@@ -40,11 +40,15 @@ def write(program: Path, body: str) -> None:
     program.chmod(0o755)
 
 
-def test_a_step_is_a_command_with_day_and_settings(interpreter: Path, caplog: pytest.LogCaptureFixture) -> None:
-    write(interpreter, 'echo "got $*"')
+@pytest.mark.parametrize("step", ["validate-logs", "features drift"])
+def test_a_step_is_a_command_with_day_and_settings(
+    interpreter: Path, caplog: pytest.LogCaptureFixture, step: str
+) -> None:
+    write(interpreter, "echo got; printf '%s\\n' \"$@\"")
     with caplog.at_level(logging.INFO):
-        StepOperator(task_id="validate", step="validate-logs").execute(context("2026-03-09"))
-    assert "got -m storyrec.cli validate-logs --day 2026-03-09 --config /settings.toml" in caplog.messages
+        StepOperator(task_id="validate", step=step).execute(context("2026-03-09"))
+    words = ["-m", "storyrec.cli", *step.split(), "--day", "2026-03-09", "--config", "/settings.toml"]
+    assert caplog.messages[caplog.messages.index("got") + 1 :] == words
 
 
 def test_bad_input_is_not_tried_again_and_its_message_is_shown(interpreter: Path) -> None:

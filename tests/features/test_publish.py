@@ -1,24 +1,23 @@
 """The champion's items in the store: every row names its model, once a champion, never an older one later."""
 
 import json
-from datetime import date
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pyarrow.dataset as ds
 import pytest
 from feature_world import World, at, day_of
+from item_world import NUM_PRODUCTS, NUM_STORIES, PRODUCT_IDS, STORY_IDS, deploy, items
 
 from storyrec.config import Config
 from storyrec.errors import ModelError, StorageError
-from storyrec.features.publish import VIEWS, publish_features
+from storyrec.features import publish
+from storyrec.features.neighbours import StoryIndex, build_index, index_folder
+from storyrec.features.publish import VIEWS, item_tables, publish_features, retire_model
 from storyrec.features.store import FeatureStoreClient, open_feature_store
-from storyrec.manifest import seal_folder
-from storyrec.registry import push_bundle, read_champion, rollback, switch_champion
+from storyrec.registry import rollback
 from storyrec.storage import FolderStorage
-
-NUM_STORIES, NUM_PRODUCTS = 30, 20
-STORY_IDS, PRODUCT_IDS = np.arange(100, 100 + NUM_STORIES), np.arange(500, 500 + NUM_PRODUCTS)
 
 
 @pytest.fixture
@@ -35,30 +34,8 @@ def config(request: pytest.FixtureRequest, world: World) -> Config:
     return world.config.model_copy(update={"profile": request.param})
 
 
-def deploy(world: World, *, day: date, seed: int) -> str:
-    """Push a bundle with an item table and make it the champion."""
-    random = np.random.default_rng(seed)
-    folder = world.folder / f"bundle-{seed}"
-    (folder / "items").mkdir(parents=True)
-    for domain, ids in (("story", STORY_IDS), ("product", PRODUCT_IDS)):
-        np.save(folder / f"items/{domain}_ids.npy", np.concatenate([[0], ids]))
-        for name, width in (("vectors", 64), ("match_vectors", 128)):
-            np.save(folder / f"items/{domain}_{name}.npy", _padded(random.normal(size=(len(ids), width))))
-    seal_folder(folder, day=day)
-    registry = FolderStorage(world.folder / "registry")
-    version = push_bundle(registry, folder)
-    pointer = read_champion(registry)
-    expected = pointer.champion.version if pointer else None
-    switch_champion(registry, version=version, day=day, expected_version=expected)
-    return version
-
-
 def client(config: Config) -> FeatureStoreClient:
     return open_feature_store(config.locations.work, profile=config.profile)
-
-
-def items(world: World, seed: int, name: str) -> np.ndarray:
-    return np.load(world.folder / f"bundle-{seed}/items/{name}.npy")[1:]
 
 
 def require_online(config: Config, world: World, *, version: str, seed: int) -> None:
@@ -69,14 +46,17 @@ def require_online(config: Config, world: World, *, version: str, seed: int) -> 
             np.array(served["embedding"], np.float32), items(world, seed, f"{domain}_vectors")
         )
         assert set(served["model_version"]) == {version}
-    matched = store.online(PRODUCT_IDS.tolist(), join_key="product_id", service="stories_for_product_v1")
-    assert set(matched["model_version"]) == {version}
-    stories_ND, products_MD = items(world, seed, "story_match_vectors"), items(world, seed, "product_match_vectors")
-    for row, product_D in enumerate(products_MD):
-        distances_N = np.sqrt(((stories_ND - product_D) ** 2).sum(axis=1))
-        nearest = np.argsort(distances_N)[: config.match.num_stories]
-        assert matched["story_ids"][row] == STORY_IDS[nearest].tolist()
-        np.testing.assert_allclose(matched["distances"][row], distances_N[nearest], rtol=1e-5)
+    stories_ND = items(world, seed, "story_match_vectors")
+    for domain, ids in (("story", STORY_IDS), ("product", PRODUCT_IDS)):
+        matched = store.online(ids.tolist(), join_key=f"{domain}_id", service=f"stories_for_{domain}_v1")
+        assert set(matched["model_version"]) == {version}
+        for row, vector_D in enumerate(items(world, seed, f"{domain}_match_vectors")):
+            distances_N = np.sqrt(((stories_ND - vector_D) ** 2).sum(axis=1))
+            if domain == "story":
+                distances_N[row] = np.inf
+            nearest = np.argsort(distances_N)[: config.match.num_stories]
+            assert matched["story_ids"][row] == STORY_IDS[nearest].tolist()
+            np.testing.assert_allclose(matched["distances"][row], distances_N[nearest], rtol=1e-5)
 
 
 def test_a_champion_is_published_offline_and_online(world: World, config: Config) -> None:
@@ -87,7 +67,9 @@ def test_a_champion_is_published_offline_and_online(world: World, config: Config
         "story_embedding": NUM_STORIES,
         "product_embedding": NUM_PRODUCTS,
         "stories_for_product": NUM_PRODUCTS,
+        "stories_for_story": NUM_STORIES,
     }
+    assert published.recall == {"stories_for_product": 1.0, "stories_for_story": 1.0}
     require_online(config, world, version=version, seed=1)
     for view in VIEWS:
         rows = ds.dataset(world.folder / "work/features" / view, format="parquet").to_table().to_pydict()
@@ -169,5 +151,71 @@ def test_a_damaged_bundle_publishes_nothing(world: World, damage: str) -> None:
     assert not (world.folder / "work").exists()
 
 
-def _padded(values_ND: np.ndarray) -> np.ndarray:
-    return np.concatenate([np.zeros((1, values_ND.shape[1])), values_ND]).astype(np.float32)
+def test_beyond_what_an_exact_search_can_do_the_index_answers(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(publish, "MAX_EXACT_DISTANCES", 0)
+    version = deploy(world, day=day_of(0), seed=1)
+    published = publish_features(world.config, day=day_of(0))
+    # 30 stories are one cell, so the index is exact; its recall is measured all the same
+    assert published.recall == {"stories_for_product": 1.0, "stories_for_story": 1.0}
+    require_online(world.config, world, version=version, seed=1)
+
+
+def test_a_story_is_never_its_own_neighbour_even_among_copies(world: World) -> None:
+    copies = 1 + world.config.match.num_stories + 5  # of the first story: more than are kept
+    random = np.random.default_rng(0)
+    stories_ND = random.normal(size=(40, 8)).astype(np.float32)
+    stories_ND[:copies] = stories_ND[0]
+    nothing = np.zeros((1, 8), np.float32)
+    table = {
+        "story_ids": np.arange(41),
+        "product_ids": np.arange(2),
+        **{f"story_{name}vectors": np.concatenate([nothing, stories_ND]) for name in ("", "match_")},
+        **{f"product_{name}vectors": np.ones((2, 8), np.float32) for name in ("", "match_")},
+    }
+    index = build_index(table, version="0" * 16, folder=world.folder / "index")
+    tables, _ = item_tables(table, index=index, top_k=10, day=day_of(0))
+    for row in tables["stories_for_story"].to_pylist():
+        assert row["story_id"] not in row["story_ids"]
+        assert len(set(row["story_ids"])) == 10
+        if row["story_id"] <= copies:
+            assert row["distances"] == [0.0] * 10
+
+
+def test_what_an_earlier_release_published_is_published_again(world: World) -> None:
+    version = deploy(world, day=day_of(0), seed=1)
+    publish_features(world.config, day=day_of(0))
+    marker = world.folder / f"work/features/published/dt={day_of(0)}.json"
+    earlier = json.loads(marker.read_text())
+    del earlier["recall"], earlier["num_rows"]["stories_for_story"]
+    marker.write_text(json.dumps(earlier))
+    assert publish_features(world.config, day=day_of(0)).changed
+    require_online(world.config, world, version=version, seed=1)
+
+
+def test_a_lost_index_is_built_again(world: World) -> None:
+    version = deploy(world, day=day_of(0), seed=1)
+    publish_features(world.config, day=day_of(0))
+    folder = index_folder(world.folder / "work", version)
+    shutil.rmtree(folder)
+    assert publish_features(world.config, day=day_of(0)).changed
+    assert StoryIndex.load(folder, version=version).story_ids_N.tolist() == STORY_IDS.tolist()
+
+
+def test_two_models_are_indexed_side_by_side_until_one_is_retired(world: World) -> None:
+    first = deploy(world, day=day_of(0), seed=1)
+    publish_features(world.config, day=day_of(0))
+    second = deploy(world, day=day_of(1), seed=2)
+    for version in (first, second):  # the one that is published still, and the champion
+        with pytest.raises(ModelError, match="in use"):
+            retire_model(world.config, version=version)
+    publish_features(world.config, day=day_of(1))
+    for version in (first, second):
+        StoryIndex.load(index_folder(world.folder / "work", version), version=version)
+
+    retire_model(world.config, version=first)
+    assert [path.name for path in (world.folder / "work/features/neighbours").iterdir()] == [second]
+    with pytest.raises(ModelError, match=f"no index of model {first}\n  expected: one of {second}"):
+        retire_model(world.config, version=first)
+    with pytest.raises(ModelError, match="in use"):
+        retire_model(world.config, version=second)
+    require_online(world.config, world, version=second, seed=2)

@@ -380,6 +380,63 @@ def features_retire(name: Annotated[str, typer.Argument(metavar="NAME", help="Vi
     typer.echo(f"'{name}' is retired; no definition may use this name again")
 
 
+@features_app.command("neighbours")
+def features_neighbours(
+    kind: Annotated[str, typer.Argument(metavar="KIND", help="product, story or user.")],
+    key: Annotated[int, typer.Argument(metavar="ID", help="Its id.")],
+    top: Annotated[int, typer.Option(help="How many stories to show.", min=1)] = 10,
+    exact: Annotated[bool, typer.Option("--exact", help="Compare all stories.")] = False,
+    version: Annotated[
+        str | None,
+        typer.Option("--model-version", help="A published model; none: the newest.", show_default=False),
+    ] = None,
+    config: ConfigOption = None,
+) -> None:
+    """Show the stories near a product, near a story, or near what a user clicked lately."""
+    from storyrec.features.near import find_nearby, print_nearby
+
+    found = find_nearby(load_config(config), kind=kind, key=key, top_k=top, exact=exact, version=version)
+    print_nearby(found, console=Console(highlight=False, markup=False))
+
+
+@features_app.command("retire-model")
+def features_retire_model(
+    version: Annotated[str, typer.Argument(metavar="VERSION", help="A model that was published before.")],
+    config: ConfigOption = None,
+) -> None:
+    """Remove the index of a model that nobody asks for any more."""
+    from storyrec.features.publish import retire_model
+
+    retire_model(load_config(config), version=version)
+    typer.echo(f"the stories of model {version} are indexed no more")
+
+
+@features_app.command("freshness")
+def features_freshness(
+    day: Annotated[
+        str | None,
+        typer.Option("--day", help="Of a run that comes late: judge as of the day after.", show_default=False),
+    ] = None,
+    config: ConfigOption = None,
+) -> None:
+    """Compare the age of the served features with their promises; a broken one ends with exit code 2."""
+    from storyrec.features.freshness import measure_freshness, print_freshness, require_kept
+
+    found = measure_freshness(load_config(config), day=parse_day(day) if day else None)
+    print_freshness(found, console=Console(highlight=False))
+    require_kept(found)
+
+
+@features_app.command("drift")
+def features_drift(day: DayOption, config: ConfigOption = None) -> None:
+    """Compare a day's features with the trailing days; a drift ends with exit code 2."""
+    from storyrec.features.drift import measure_drift, print_drift, require_stable
+
+    report = measure_drift(load_config(config), day=parse_day(day))
+    print_drift(report, console=Console(highlight=False))
+    require_stable(report)
+
+
 # --- one training run -------------------------------------------------------------------------
 
 

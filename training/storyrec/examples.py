@@ -17,11 +17,11 @@ from storyrec.bundle import Bundle
 from storyrec.config import Config
 from storyrec.errors import DataError, ModelError
 from storyrec.features.store import open_feature_store
-from storyrec.logs.partitions import VALIDATED, list_days, read_days
+from storyrec.logs.partitions import VALIDATED, list_days, read_days, read_titles
 from storyrec.match import nearest_stories
 from storyrec.ranking import Clicks, rank
 from storyrec.registry import fetch_bundle, read_champion
-from storyrec.storage import open_storage
+from storyrec.storage import Storage, open_storage
 
 MIN_CANDIDATES = 200
 NUM_RECENT_CLICKS = 5
@@ -76,8 +76,9 @@ def rank_for_user(config: Config, *, user_id: int, top: int) -> Ranking:
         candidate_ids=candidates,
     )
     best = np.argsort(-scores, kind="stable")[:top]
-    titles = _titles(config, "stories", {*candidates[best].tolist(), *sequences.story_ids.tolist()})
-    product_titles = _titles(config, "products", set(sequences.product_ids.tolist()))
+    work = _work(config)
+    titles = read_titles(work, "stories", {*candidates[best].tolist(), *sequences.story_ids.tolist()})
+    product_titles = read_titles(work, "products", set(sequences.product_ids.tolist()))
     return Ranking(
         user_id=user_id,
         model_version=bundle.version,
@@ -110,8 +111,9 @@ def match_product(config: Config, *, product_id: int, top: int) -> Matches:
         )
     rows, distances = nearest_stories(bundle.products.match_NM[row : row + 1], bundle.stories.match_NM[1:], top_k=top)
     story_ids = bundle.stories.ids_N[rows[0] + 1]
-    titles = _titles(config, "stories", set(story_ids.tolist()))
-    product = _titles(config, "products", {product_id})
+    work = _work(config)
+    titles = read_titles(work, "stories", set(story_ids.tolist()))
+    product = read_titles(work, "products", {product_id})
     return Matches(
         product_id=product_id,
         title=product.get(product_id, ""),
@@ -129,7 +131,7 @@ def example_ids(config: Config) -> tuple[int, int]:
     Raises:
         DataError: the newest validated day has no clicks.
     """
-    work = open_storage(config.locations.work, s3_endpoint=config.locations.s3_endpoint)
+    work = _work(config)
     newest = list_days(work, "impressions", prefix=VALIDATED)[-1:]
     clicks = read_days(work, "product_clicks", newest, prefix=VALIDATED).table
     shown = read_days(work, "impressions", newest, prefix=VALIDATED, columns=["user_id", "clicked"]).table
@@ -189,7 +191,7 @@ def _table(title: str, value: str, stories: tuple[Recommendation, ...]) -> Table
 
 def _newest_stories(config: Config, bundle: Bundle) -> np.ndarray:
     """Ids of the stories of the newest days that the bundle knows, at least MIN_CANDIDATES if there are."""
-    work = open_storage(config.locations.work, s3_endpoint=config.locations.s3_endpoint)
+    work = _work(config)
     found: set[int] = set()
     for day in reversed(list_days(work, "stories", prefix=VALIDATED)):
         table = read_days(work, "stories", [day], prefix=VALIDATED, columns=["story_id"]).table
@@ -200,12 +202,5 @@ def _newest_stories(config: Config, bundle: Bundle) -> np.ndarray:
     return np.array(sorted(found), np.int64)
 
 
-def _titles(config: Config, table: str, ids: set[int]) -> dict[int, str]:
-    """The newest title of each id."""
-    work = open_storage(config.locations.work, s3_endpoint=config.locations.s3_endpoint)
-    key = "story_id" if table == "stories" else "product_id"
-    days = list_days(work, table, prefix=VALIDATED)
-    rows = read_days(work, table, days, prefix=VALIDATED, columns=[key, "title"]).table
-    wanted = np.isin(rows[key].to_numpy(), np.fromiter(ids, np.int64, len(ids)))
-    chosen = rows.filter(wanted)
-    return dict(zip(chosen[key].to_pylist(), chosen["title"].to_pylist(), strict=True))
+def _work(config: Config) -> Storage:
+    return open_storage(config.locations.work, s3_endpoint=config.locations.s3_endpoint)

@@ -1,18 +1,20 @@
-"""Step `publish_features`: the champion's item embeddings and the stories for products, for other teams.
+"""Step `publish_features`: the champion's item embeddings, and the stories near products and stories, for other teams.
 
 Every row names the model that made it. What is published depends on the champion alone: a day
 whose champion is published already writes a marker and nothing else.
 
 Below locations.work:
-    features/{story_embedding,product_embedding,stories_for_product}/dt=D/part-0.parquet
+    features/{story_embedding,product_embedding,stories_for_product,stories_for_story}/dt=D/part-0.parquet
+    features/neighbours/<version>/    the index of the stories, one a champion: neighbours.py
     features/published/dt=D.json      the marker, written last, when everything is online
 """
 
 import hashlib
 import io
 import json
+import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import date, datetime, timedelta
 
 import numpy as np
@@ -22,6 +24,7 @@ import pyarrow as pa
 from storyrec.config import Config
 from storyrec.errors import ModelError
 from storyrec.features.events import EVENT_TIME, KNOWN_TIME
+from storyrec.features.neighbours import StoryIndex, build_index, index_folder, spread
 from storyrec.features.partitions import midnight, work_folder, write_rows
 from storyrec.manifest import MANIFEST, Manifest
 from storyrec.match import nearest_stories
@@ -30,7 +33,9 @@ from storyrec.registry import BUNDLES, read_champion
 from storyrec.schema import TIMESTAMP
 from storyrec.storage import FolderStorage, Storage, open_storage
 
-VIEWS = ("story_embedding", "product_embedding", "stories_for_product")
+EMBEDDINGS = ("story_embedding", "product_embedding")
+MATCHES = ("stories_for_product", "stories_for_story")
+VIEWS = (*EMBEDDINGS, *MATCHES)
 ARRAYS = (
     "story_ids",
     "story_vectors",
@@ -40,8 +45,11 @@ ARRAYS = (
     "product_match_vectors",
 )
 PUBLISHED = "features/published/dt="
+MAX_EXACT_DISTANCES = 20_000_000_000  # some ten minutes of one core; beyond, the index answers
 
 Array = npt.NDArray[np.generic]
+Floats = npt.NDArray[np.float32]
+Int64s = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -52,8 +60,10 @@ class FeaturesPublished:
         day: the day asked for.
         version: of the champion; empty while nothing is deployed.
         partition: the day whose partitions hold its rows; None while nothing is deployed.
-        num_stories: stories per product, a setting.
+        num_stories: stories per product and per story, a setting.
         num_rows: rows by view.
+        recall: by view of matches, the share of the exact nearest stories in its rows: 1 after an exact search,
+            else measured on some of its queries.
         changed: whether this run published them, or an earlier one had.
     """
 
@@ -62,6 +72,7 @@ class FeaturesPublished:
     partition: date | None
     num_stories: int
     num_rows: dict[str, int]
+    recall: dict[str, float]
     changed: bool
 
 
@@ -85,17 +96,25 @@ def publish_features(config: Config, *, day: date) -> FeaturesPublished:
     num_stories = config.match.num_stories
     pointer = read_champion(registry)
     if pointer is None:
-        return _finish(storage, FeaturesPublished(day, "", None, num_stories, dict.fromkeys(VIEWS, 0), False))
+        return _finish(storage, FeaturesPublished(day, "", None, num_stories, dict.fromkeys(VIEWS, 0), {}, False))
     version = pointer.champion.version
-    newest = _newest(storage)
-    if newest and (newest.version, newest.num_stories) == (version, num_stories):
-        same = FeaturesPublished(day, version, newest.partition, num_stories, newest.num_rows, False)
+    newest = newest_published(storage)
+    folder = index_folder(storage.folder, version)
+    wanted = (version, num_stories, set(VIEWS))
+    if newest and (newest.version, newest.num_stories, set(newest.num_rows)) == wanted and folder.is_dir():
+        same = replace(newest, day=day, changed=False)
         return _finish(storage, same) if day > newest.day else same
 
     partition = max(day, newest.day) if newest else day
-    with track("publish_features", total=1 + 2 * len(VIEWS)) as tracker:
-        tables = item_tables(_read_items(registry, version), version=version, top_k=num_stories, day=partition)
-        tracker.advance(note=f"{len(tables['stories_for_product'])} products matched")
+    with track("publish_features", total=2 + 2 * len(VIEWS)) as tracker:
+        items = _read_items(registry, version)
+        try:
+            index = StoryIndex.load(folder, version=version)  # of a killed run, or from before a rollback
+        except ModelError:
+            index = build_index(items, version=version, folder=folder)
+        tracker.advance(note=f"{index.info.num_stories} stories indexed")
+        tables, recall = item_tables(items, index=index, top_k=num_stories, day=partition)
+        tracker.advance(note="stories and products matched")
         for view, rows in tables.items():
             write_rows(storage, view, partition, rows)
             tracker.advance(note=view)
@@ -107,40 +126,89 @@ def publish_features(config: Config, *, day: date) -> FeaturesPublished:
             store.materialize(view, start=midnight(partition), end=known_at(partition))
             tracker.advance(note=f"{len(rows)} rows of {view} online")
     num_rows = {view: rows.num_rows for view, rows in tables.items()}
-    return _finish(storage, FeaturesPublished(partition, version, partition, num_stories, num_rows, True))
+    return _finish(storage, FeaturesPublished(partition, version, partition, num_stories, num_rows, recall, True))
 
 
-def item_tables(items: Mapping[str, Array], *, version: str, top_k: int, day: date) -> dict[str, pa.Table]:
-    """The rows of the three item views.
+def retire_model(config: Config, *, version: str) -> None:
+    """Remove the index of a model version; its rows in the store are those of items that no later model knew.
+
+    Args:
+        config: settings; locations.
+        version: published before, and neither published now nor the champion.
+
+    Raises:
+        ModelError: it is in use, or there is no index of it.
+    """
+    storage = FolderStorage(work_folder(config.locations.work))
+    registry = open_storage(config.locations.registry, s3_endpoint=config.locations.s3_endpoint)
+    pointer, published = read_champion(registry), newest_published(storage)
+    if version in {pointer and pointer.champion.version, published and published.version}:
+        raise ModelError(
+            f"model {version} is in use",
+            expected="a model that is neither the champion nor the published one",
+            where=storage.url,
+            remedy="deploy and publish another model first",
+        )
+    folder = index_folder(storage.folder, version)
+    StoryIndex.load(folder, version=version)
+    retired = folder.rename(folder.with_name(f".{version}.retired"))  # at once, for those who ask meanwhile
+    shutil.rmtree(retired)
+
+
+def item_tables(
+    items: Mapping[str, Array], *, index: StoryIndex, top_k: int, day: date
+) -> tuple[dict[str, pa.Table], dict[str, float]]:
+    """The rows of the item views, and the recall of those of matches.
 
     Args:
         items: the arrays of a bundle's item table; row 0 is padding.
-        version: of the bundle.
-        top_k: stories per product.
+        index: of its stories.
+        top_k: stories per product and per story; a story is none of its own.
         day: the rows' partition; they are valid and known from its end on.
     """
     story_ids, product_ids = items["story_ids"][1:], items["product_ids"][1:]
-    rows_MK, distances_MK = nearest_stories(
-        items["product_match_vectors"][1:].astype(np.float32),
-        items["story_match_vectors"][1:].astype(np.float32),
-        top_k=top_k,
-    )
+    stories_ND, products_MD = (items[f"{name}_match_vectors"][1:].astype(np.float32) for name in ("story", "product"))
+    is_exact = (len(stories_ND) + len(products_MD)) * len(stories_ND) <= MAX_EXACT_DISTANCES
+
+    def nearest(queries: Floats, top_k: int) -> tuple[Int64s, Floats]:
+        return nearest_stories(queries, stories_ND, top_k=top_k) if is_exact else index.search(queries, top_k=top_k)
 
     def table(name: str, ids: Array, columns: Mapping[str, pa.Array]) -> pa.Table:
-        versions = pa.DictionaryArray.from_arrays(np.zeros(len(ids), np.int8), [version]).cast(pa.string())
+        versions = pa.DictionaryArray.from_arrays(np.zeros(len(ids), np.int8), [index.info.version]).cast(pa.string())
         time = pa.array(np.full(len(ids), known_at(day).timestamp() * 1e6, np.int64)).cast(TIMESTAMP)
         times = {EVENT_TIME: time, KNOWN_TIME: time}
         return pa.table({name: pa.array(ids), **columns, "model_version": versions, **times})
 
-    return {
+    def matches(name: str, ids: Array, rows_K: Int64s, distances_K: Floats) -> pa.Table:
+        return table(name, ids, {"story_ids": _lists(story_ids[rows_K], np.int64), "distances": _lists(distances_K)})
+
+    tables = {
         "story_embedding": table("story_id", story_ids, {"embedding": _lists(items["story_vectors"][1:])}),
         "product_embedding": table("product_id", product_ids, {"embedding": _lists(items["product_vectors"][1:])}),
-        "stories_for_product": table(
-            "product_id",
-            product_ids,
-            {"story_ids": _lists(story_ids[rows_MK], np.int64), "distances": _lists(distances_MK)},
-        ),
+        "stories_for_product": matches("product_id", product_ids, *nearest(products_MD, top_k)),
+        "stories_for_story": matches("story_id", story_ids, *_without_itself(*nearest(stories_ND, top_k + 1))),
     }
+    recall = {
+        view: 1.0 if is_exact else index.recall(spread(queries), depths=[top_k])[top_k]
+        for view, queries in zip(MATCHES, (products_MD, stories_ND), strict=True)
+    }
+    return tables, recall
+
+
+def read_published(storage: Storage) -> list[FeaturesPublished]:
+    """The markers of all days with a champion, oldest first."""
+    found = []
+    for key in storage.list(PUBLISHED):
+        read = json.loads(storage.read(key))
+        if read["partition"]:
+            days = {name: date.fromisoformat(read[name]) for name in ("day", "partition")}
+            found.append(FeaturesPublished(**{"recall": {}, **read, **days}))
+    return found
+
+
+def newest_published(storage: Storage) -> FeaturesPublished | None:
+    """The newest of these markers."""
+    return next(reversed(read_published(storage)), None)
 
 
 def known_at(day: date) -> datetime:
@@ -167,20 +235,19 @@ def _read_items(registry: Storage, version: str) -> dict[str, Array]:
     return items
 
 
+def _without_itself(rows_NK: Int64s, distances_NK: Floats) -> tuple[Int64s, Floats]:
+    """The matches of all stories without the story itself, or, where many are alike and it is not among them,
+    without the last one."""
+    is_own_NK = rows_NK == np.arange(len(rows_NK))[:, None]
+    is_own_NK[~is_own_NK.any(axis=1), -1] = True
+    others = (len(rows_NK), rows_NK.shape[1] - 1)
+    return rows_NK[~is_own_NK].reshape(others), distances_NK[~is_own_NK].reshape(others)
+
+
 def _lists(values_NK: Array, dtype: npt.DTypeLike = np.float32) -> pa.ListArray:
     num_rows, width = values_NK.shape
     offsets = pa.array(np.arange(num_rows + 1, dtype=np.int32) * width)
     return pa.ListArray.from_arrays(offsets, pa.array(np.ascontiguousarray(values_NK, dtype).reshape(-1)))
-
-
-def _newest(storage: Storage) -> FeaturesPublished | None:
-    """The newest marker of a day with a champion."""
-    for key in reversed(storage.list(PUBLISHED)):
-        read = json.loads(storage.read(key))
-        if read["partition"]:
-            days = {name: date.fromisoformat(read[name]) for name in ("day", "partition")}
-            return FeaturesPublished(**{**read, **days})
-    return None
 
 
 def _finish(storage: Storage, published: FeaturesPublished) -> FeaturesPublished:

@@ -141,6 +141,11 @@ class FeatureStoreClient:
             self._services = {service.name: service for service in definitions.services}
             self._layouts = {name: layout_of(view) for name, view in self._views.items()}
 
+    def tags(self) -> dict[str, dict[str, str]]:
+        """Each view's tags."""
+        with _feast("read its registry"):
+            return {view.name: dict(view.tags) for view in self._store.list_feature_views()}
+
     def materialized_until(self, view: str) -> datetime | None:
         """The end of the newest window that is in the online store; None before the first one.
 

@@ -8,7 +8,7 @@ A file goes through memory a batch of rows at a time.
 
 import io
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -203,6 +203,15 @@ def read_days(
         broken,
         tuple(sorted(dropped)),
     )
+
+
+def read_titles(storage: Storage, table: str, item_ids: Collection[int]) -> dict[int, str]:
+    """The newest validated title of each item of "stories" or "products"; without those that have none."""
+    key = {"stories": "story_id", "products": "product_id"}[table]
+    days = list_days(storage, table, prefix=VALIDATED)
+    rows = read_days(storage, table, days, prefix=VALIDATED, columns=[key, "title"]).table
+    chosen = rows.filter(np.isin(rows[key].to_numpy(), np.fromiter(item_ids, np.int64, len(item_ids))))
+    return dict(zip(chosen[key].to_pylist(), chosen["title"].to_pylist(), strict=True))
 
 
 @contextmanager
