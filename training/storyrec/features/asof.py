@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import numpy as np
@@ -127,7 +128,7 @@ def asof_join(moments: pa.Table, folder: Path) -> Iterator[AsofJoin]:
     Raises:
         StorageError: the join or its output ran out of room, or met an unreadable file.
     """
-    settings = {"memory_limit": MEMORY, "preserve_insertion_order": "false"}
+    settings: dict[str, Any] = {"memory_limit": MEMORY, "preserve_insertion_order": "false"}
     try:
         with duckdb.connect(str(folder / "join.duckdb"), config=settings) as engine:
             yield AsofJoin(engine, moments)

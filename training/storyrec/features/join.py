@@ -110,8 +110,8 @@ def join_labels(file: Path, out: Path, *, service: str, catalog: Catalog, now: d
                 name=view,
                 version=catalog.views[view].version,
                 num_nulls={name: num_nulls[name] for name in features},
-                newest_value=None if ages[view].newest_us is None else _moment(ages[view].newest_us),
-                oldest_age_seconds=None if ages[view].oldest_us is None else ages[view].oldest_us / 1e6,
+                newest_value=None if (newest_us := ages[view].newest_us) is None else _moment(newest_us),
+                oldest_age_seconds=None if (oldest_us := ages[view].oldest_us) is None else oldest_us / 1e6,
                 partitions={path: sums[path] for path in parts[view]},
             )
             for view, features in asked.features.items()

@@ -106,7 +106,7 @@ def _find(store: "FeatureStoreClient", view: str, names: Sequence[str], key: int
 
 
 def _only(features: dict[str, tuple[str, ...]], feature: str) -> dict[str, tuple[str, ...]]:
-    kept = {view: (feature,) for view, names in features.items() if feature in names}
+    kept: dict[str, tuple[str, ...]] = {view: (feature,) for view, names in features.items() if feature in names}
     if not kept:
         raise ConfigError(
             f"there is no feature '{feature}'",

@@ -299,7 +299,7 @@ def _pack(layout: Layout, key: EntityKey, features: Mapping[str, Value], event_t
             layout, entity, f"missing: {', '.join(missing)}" if missing else "no id", "every feature, id > 0"
         )
     for name, kind in layout.fields:
-        value = getattr(features[name], features[name].WhichOneof("val"))
+        value = getattr(features[name], f"{kind.lower()}_val")
         fields.append(value.encode() if kind == TEXT else np.asarray(value.val, ARRAYS[kind]).tobytes())
     if not layout.length:
         return entity, layout.pack(Row(_microseconds(event_time), 0, tuple(fields)))

@@ -14,7 +14,7 @@ import struct
 import zlib
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +23,7 @@ import pyarrow as pa
 from storyrec.errors import DataError
 
 FORMAT = 1
-ARRAYS = {"INT64_LIST": np.dtype("<i8"), "FLOAT_LIST": np.dtype("<f4")}
+ARRAYS: dict[str, np.dtype[Any]] = {"INT64_LIST": np.dtype("<i8"), "FLOAT_LIST": np.dtype("<f4")}
 TEXT = "STRING"
 
 Int64s = npt.NDArray[np.int64]
@@ -140,7 +140,7 @@ class Layout:
         if kind in ARRAYS:
             content = np.ascontiguousarray(values.to_numpy(zero_copy_only=False), ARRAYS[kind])
             bounds = column.offsets.to_numpy().astype(np.int64) * content.itemsize
-            return memoryview(content).cast("B"), bounds
+            return content.data.cast("B"), bounds
         _, offsets, text = column.cast(pa.string()).buffers()
         bounds = np.frombuffer(offsets, np.int32)[column.offset : column.offset + len(column) + 1].astype(np.int64)
         return memoryview(text or b""), bounds

@@ -185,8 +185,8 @@ def _refuse_broken(released: Schemas, declared: Schemas, *, repo: Path) -> None:
 
 
 def _unreleased(released: Schemas, declared: Schemas) -> list[str]:
-    pairs = [(released.views, declared.views), (released.services, declared.services)]
-    return [name for old, new in pairs for name in new if old.get(name) != new[name]]
+    views = [name for name, view in declared.views.items() if released.views.get(name) != view]
+    return views + [name for name, service in declared.services.items() if released.services.get(name) != service]
 
 
 def _with_retired(declared: Schemas, released: Schemas) -> Schemas:

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -53,7 +53,7 @@ def _light_import() -> Iterator[None]:
 
 
 with _light_import():
-    from feast import Entity, FeatureService, FeatureStore, FeatureView
+    from feast import Entity, FeatureService, FeatureStore, FeatureView, FileSource
     from feast.repo_config import RepoConfig
 
     from storyrec.features.online_store import PackedOnlineStore, layout_of
@@ -127,7 +127,7 @@ class FeatureStoreClient:
     def __init__(self, store: FeatureStore, *, repo: Path, features: Path, lock: Path) -> None:
         self._store, self._repo, self._features, self._lock = store, repo, features, lock
         self._config = store.config
-        self._online: PackedOnlineStore = store._get_provider().online_store
+        self._online = cast("PackedOnlineStore", store._get_provider().online_store)
         self._views: dict[str, FeatureView] = {}
         self._services: dict[str, FeatureService] = {}
         self._layouts: dict[str, Layout] = {}
@@ -191,8 +191,8 @@ class FeatureStoreClient:
     def offline_values(self, view: str, *, start: datetime, end: datetime) -> Iterator[dict[int, bytes]]:
         """Each key's newest row of `start` < event time <= `end`, packed as `materialize` writes it, in parts."""
         layout, complete_us = self._layouts[view], _microseconds(end)
-        path = self._views[view].batch_source.path
-        for ids_N, event_us_N, rows in newest_rows(path, layout, start=start, end=end):
+        source = cast(FileSource, self._views[view].batch_source)
+        for ids_N, event_us_N, rows in newest_rows(source.path, layout, start=start, end=end):
             packed = layout.pack_rows(rows, event_us_N=event_us_N, complete_us=complete_us)
             yield dict(zip(ids_N.tolist(), packed, strict=True))
 
