@@ -3,22 +3,20 @@
 A user's mistake ends in one message and exit code 2; nothing here knows more than names.
 """
 
-import json
 import logging
 import sys
 import time
-from collections.abc import Callable
-from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from pydantic import BaseModel
 from rich.console import Console
 
 from storyrec.config import Config, load_config, parse_day
 from storyrec.errors import EXIT_CODE, ConfigError, StoryrecError
 from storyrec.experiments.commands import experiment_app
+from storyrec.features.commands import features_app
+from storyrec.terminal import ConfigOption, DayOption, print_json
 
 if TYPE_CHECKING:
     from storyrec.storage import Storage
@@ -33,17 +31,12 @@ app = typer.Typer(
 import_app = typer.Typer(help="Turn other formats into the log contract.", no_args_is_help=True)
 quarantine_app = typer.Typer(help="Look at rejected rows and put corrected ones back.", no_args_is_help=True)
 registry_app = typer.Typer(help="Look at what is deployed; go back to the model before.", no_args_is_help=True)
-features_app = typer.Typer(help="Look into the feature store.", no_args_is_help=True)
 app.add_typer(experiment_app, name="experiment")
 app.add_typer(import_app, name="import")
 app.add_typer(quarantine_app, name="quarantine")
 app.add_typer(registry_app, name="registry")
 app.add_typer(features_app, name="features")
 
-ConfigOption = Annotated[
-    Path | None, typer.Option("--config", help="TOML file of settings.", envvar="STORYREC_CONFIG", show_default=False)
-]
-DayOption = Annotated[str, typer.Option("--day", help="Partition key, YYYY-MM-DD.")]
 OutOption = Annotated[Path, typer.Option("--out", help="Folder to write; replaced whole.")]
 DatasetOption = Annotated[Path, typer.Option("--dataset", help="Folder that build-dataset wrote.")]
 ChampionOption = Annotated[
@@ -117,7 +110,7 @@ def amazon(
     from storyrec.logs.amazon import import_amazon
 
     settings = load_config(config).amazon
-    _print_json(
+    print_json(
         import_amazon(
             source=source_folder,
             out=out,
@@ -142,7 +135,7 @@ def srd(
     """Turn the published SRD-1 or SRD-2 files into the log contract."""
     from storyrec.logs.srd import import_srd
 
-    _print_json(import_srd(source=source, out=out, vocabulary=vocabulary))
+    print_json(import_srd(source=source, out=out, vocabulary=vocabulary))
 
 
 @app.command()
@@ -150,7 +143,7 @@ def catch_up(day: DayOption, config: ConfigOption = None) -> None:
     """Validate the days before DAY that have not been validated yet."""
     from storyrec.logs.validate import catch_up
 
-    _print_json(catch_up(load_config(config), day=parse_day(day)))
+    print_json(catch_up(load_config(config), day=parse_day(day)))
 
 
 @app.command()
@@ -158,7 +151,7 @@ def validate_logs(day: DayOption, config: ConfigOption = None) -> None:
     """Judge a day's logs: good rows go on, bad rows to quarantine, a bad day stops."""
     from storyrec.logs.validate import validate_logs
 
-    _print_json(validate_logs(load_config(config), day=parse_day(day)))
+    print_json(validate_logs(load_config(config), day=parse_day(day)))
 
 
 @quarantine_app.command("list")
@@ -198,7 +191,7 @@ def quarantine_replay(
     """Judge corrected rows by the same rules and put the good ones back into their day."""
     from storyrec.logs.quarantine import replay
 
-    _print_json(replay(load_config(config), day=parse_day(day), table=table, corrected=corrected))
+    print_json(replay(load_config(config), day=parse_day(day), table=table, corrected=corrected))
 
 
 @app.command()
@@ -234,7 +227,7 @@ def build_features(day: DayOption, config: ConfigOption = None) -> None:
     """Write a day's click sequences as the feature store's offline source."""
     from storyrec.features.build import build_features
 
-    _print_json(build_features(load_config(config), day=parse_day(day)))
+    print_json(build_features(load_config(config), day=parse_day(day)))
 
 
 @app.command()
@@ -242,7 +235,7 @@ def materialize_features(day: DayOption, config: ConfigOption = None) -> None:
     """Put the sequences as they stand at the end of a day into the online store."""
     from storyrec.features.build import materialize_features
 
-    _print_json(materialize_features(load_config(config), day=parse_day(day)))
+    print_json(materialize_features(load_config(config), day=parse_day(day)))
 
 
 @app.command()
@@ -254,7 +247,7 @@ def embed_covers(day: DayOption, config: ConfigOption = None) -> None:
     if done is None:
         typer.echo("covers.model names no network: items without a cover vector stay without")
     else:
-        _print_json(done)
+        print_json(done)
 
 
 @app.command()
@@ -262,179 +255,7 @@ def publish_features(day: DayOption, config: ConfigOption = None) -> None:
     """Publish the champion's item embeddings and the stories for products."""
     from storyrec.features.publish import publish_features
 
-    _print_json(publish_features(load_config(config), day=parse_day(day)))
-
-
-@features_app.command("compare")
-def features_compare(
-    day: DayOption,
-    rows: Annotated[int, typer.Option(help="How many impressions to compare.")] = 5_000,
-    config: ConfigOption = None,
-) -> None:
-    """Compare the training sequences with the store's historical retrieval, row by row."""
-    from storyrec.features.compare import compare_sequences
-
-    _print_json(compare_sequences(load_config(config), day=parse_day(day), num_rows=rows))
-
-
-@features_app.command("get")
-def features_get(
-    entity: Annotated[str, typer.Argument(metavar="KIND", help="user, story or product.")],
-    key: Annotated[str, typer.Argument(metavar="ID", help="Its id.")],
-    service: Annotated[
-        str | None, typer.Option(help="Only what this service gives; none: all of the entity.", show_default=False)
-    ] = None,
-    feature: Annotated[str | None, typer.Option(help="Only this feature.", show_default=False)] = None,
-    config: ConfigOption = None,
-) -> None:
-    """Show what is online of a user, story or product, with its event time and age."""
-    from storyrec.features.lookup import look_up, print_found
-
-    now = datetime.now(UTC)
-    found = look_up(load_config(config), entity=entity, key=key, service=service, feature=feature, now=now)
-    print_found(found, now=now, console=Console(highlight=False, markup=False, soft_wrap=True))
-
-
-@features_app.command("push")
-def features_push(
-    clicks: Annotated[
-        Path, typer.Argument(metavar="CLICKS", help="Parquet or JSON: user_id, story_id or product_id, clicked_at.")
-    ],
-    config: ConfigOption = None,
-) -> None:
-    """Put clicks into the online sequences at once, before the day's logs bring them."""
-    from storyrec.features.push import push_clicks
-
-    _print_json(push_clicks(load_config(config), clicks=clicks))
-
-
-@features_app.command("reconcile")
-def features_reconcile(
-    day: DayOption,
-    repair: Annotated[bool, typer.Option("--repair", help="Rewrite what differs.")] = False,
-    config: ConfigOption = None,
-) -> None:
-    """Compare the online sequences with the logs up to the end of a day, user by user."""
-    from storyrec.features.reconcile import print_differences, reconcile_sequences
-
-    print_differences(
-        reconcile_sequences(load_config(config), day=parse_day(day), repair=repair),
-        console=Console(highlight=False, markup=False, soft_wrap=True),
-    )
-
-
-@features_app.command("join")
-def features_join(
-    labels: Annotated[Path, typer.Argument(metavar="LABELS", help="Parquet: ids, event_timestamp, whatever else.")],
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="Parquet file to write, a new one.")],
-    service: Annotated[str, typer.Option(help="Feature service, see docs/feature-catalog.md.")],
-    config: ConfigOption = None,
-) -> None:
-    """Give labels the features that were known at their moments: a training set."""
-    from storyrec.features.catalog import read_catalog
-    from storyrec.features.join import join_labels
-    from storyrec.features.partitions import work_folder
-    from storyrec.features.store import feature_repo
-
-    features = work_folder(load_config(config).locations.work) / "features"
-    catalog = read_catalog(feature_repo(), features=features)
-    _print_json(join_labels(labels, out, service=service, catalog=catalog, now=datetime.now(UTC)))
-
-
-@features_app.command("catalog")
-def features_catalog() -> None:
-    """Write docs/feature-catalog.md: every entity, view and service of feature_repo/definitions.py."""
-    from storyrec.features.catalog import write_catalog
-    from storyrec.features.store import feature_repo
-
-    typer.echo(str(write_catalog(feature_repo())))
-
-
-@features_app.command("check")
-def features_check() -> None:
-    """Refuse definitions that break a released schema, or that are not released."""
-    from storyrec.features.schemas import check_schemas
-    from storyrec.features.store import feature_repo
-
-    kept = check_schemas(feature_repo())
-    typer.echo(f"{len(kept.views)} views and {len(kept.services)} services are as they were released")
-
-
-@features_app.command("release")
-def features_release() -> None:
-    """Promise what is new in the definitions: it goes into feature_repo/schemas.json."""
-    from storyrec.features.schemas import release_schemas
-    from storyrec.features.store import feature_repo
-
-    new = release_schemas(feature_repo())
-    typer.echo(f"released: {', '.join(new)}" if new else "nothing is new")
-
-
-@features_app.command("retire")
-def features_retire(name: Annotated[str, typer.Argument(metavar="NAME", help="View or service.")]) -> None:
-    """Take back the promise of a view or service whose definition is removed, for good."""
-    from storyrec.features.schemas import retire_schema
-    from storyrec.features.store import feature_repo
-
-    retire_schema(feature_repo(), name)
-    typer.echo(f"'{name}' is retired; no definition may use this name again")
-
-
-@features_app.command("neighbours")
-def features_neighbours(
-    kind: Annotated[str, typer.Argument(metavar="KIND", help="product, story or user.")],
-    key: Annotated[int, typer.Argument(metavar="ID", help="Its id.")],
-    top: Annotated[int, typer.Option(help="How many stories to show.", min=1)] = 10,
-    exact: Annotated[bool, typer.Option("--exact", help="Compare all stories.")] = False,
-    version: Annotated[
-        str | None,
-        typer.Option("--model-version", help="A published model; none: the newest.", show_default=False),
-    ] = None,
-    config: ConfigOption = None,
-) -> None:
-    """Show the stories near a product, near a story, or near what a user clicked lately."""
-    from storyrec.features.near import find_nearby, print_nearby
-
-    found = find_nearby(load_config(config), kind=kind, key=key, top_k=top, exact=exact, version=version)
-    print_nearby(found, console=Console(highlight=False, markup=False))
-
-
-@features_app.command("retire-model")
-def features_retire_model(
-    version: Annotated[str, typer.Argument(metavar="VERSION", help="A model that was published before.")],
-    config: ConfigOption = None,
-) -> None:
-    """Remove the index of a model that nobody asks for any more."""
-    from storyrec.features.publish import retire_model
-
-    retire_model(load_config(config), version=version)
-    typer.echo(f"the stories of model {version} are indexed no more")
-
-
-@features_app.command("freshness")
-def features_freshness(
-    day: Annotated[
-        str | None,
-        typer.Option("--day", help="Of a run that comes late: judge as of the day after.", show_default=False),
-    ] = None,
-    config: ConfigOption = None,
-) -> None:
-    """Compare the age of the served features with their promises; a broken one ends with exit code 2."""
-    from storyrec.features.freshness import measure_freshness, print_freshness, require_kept
-
-    found = measure_freshness(load_config(config), day=parse_day(day) if day else None)
-    print_freshness(found, console=Console(highlight=False))
-    require_kept(found)
-
-
-@features_app.command("drift")
-def features_drift(day: DayOption, config: ConfigOption = None) -> None:
-    """Compare a day's features with the trailing days; a drift ends with exit code 2."""
-    from storyrec.features.drift import measure_drift, print_drift, require_stable
-
-    report = measure_drift(load_config(config), day=parse_day(day))
-    print_drift(report, console=Console(highlight=False))
-    require_stable(report)
+    print_json(publish_features(load_config(config), day=parse_day(day)))
 
 
 # --- one training run -------------------------------------------------------------------------
@@ -533,7 +354,7 @@ def deploy_model(
     """Make a blessed bundle the champion by switching the pointer."""
     from storyrec.deploy import deploy_model
 
-    _print_json(deploy_model(load_config(config), bundle=bundle, evaluation=evaluation, verdict=verdict))
+    print_json(deploy_model(load_config(config), bundle=bundle, evaluation=evaluation, verdict=verdict))
 
 
 @app.command()
@@ -561,7 +382,7 @@ def registry_show(config: ConfigOption = None) -> None:
     from storyrec.storage import open_storage
 
     locations = load_config(config).locations
-    _print_json(read_champion(open_storage(locations.registry, s3_endpoint=locations.s3_endpoint)))
+    print_json(read_champion(open_storage(locations.registry, s3_endpoint=locations.s3_endpoint)))
 
 
 @registry_app.command("rollback")
@@ -571,7 +392,7 @@ def registry_rollback(config: ConfigOption = None) -> None:
     from storyrec.storage import open_storage
 
     locations = load_config(config).locations
-    _print_json(rollback(open_storage(locations.registry, s3_endpoint=locations.s3_endpoint)))
+    print_json(rollback(open_storage(locations.registry, s3_endpoint=locations.s3_endpoint)))
 
 
 @app.command()
@@ -692,17 +513,6 @@ def _checkpoints(config: Config) -> "Storage":
     from storyrec.storage import open_storage
 
     return open_storage(f"{config.locations.work}/checkpoints", s3_endpoint=config.locations.s3_endpoint)
-
-
-def _print_json(result: object) -> None:
-    import dataclasses
-
-    if isinstance(result, BaseModel):
-        result = result.model_dump(mode="json")
-    if dataclasses.is_dataclass(result) and not isinstance(result, type):
-        result = dataclasses.asdict(result)
-    convert: Callable[[object], str] = lambda value: value.isoformat() if isinstance(value, date) else str(value)  # noqa: E731
-    typer.echo(json.dumps(result, indent=2, default=convert, ensure_ascii=False))
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import typer
 
 from storyrec.config import Config, load_config
 from storyrec.errors import ConfigError
+from storyrec.terminal import ConfigOption
 
 if TYPE_CHECKING:
     from storyrec.experiments.methods import Method
@@ -22,9 +23,6 @@ SeedsOption = Annotated[int, typer.Option("--seeds", min=1, help="Runs of every 
 SeedOption = Annotated[int, typer.Option("--seed", min=0, help="Whose runs.")]
 JobsOption = Annotated[int, typer.Option("--jobs", min=1, help="Processes at a time.")]
 SmallOption = Annotated[bool, typer.Option("--small", help="Two seeds and short trainings: some ten minutes.")]
-ConfigOption = Annotated[
-    Path | None, typer.Option("--config", help="TOML file of settings.", envvar="STORYREC_CONFIG", show_default=False)
-]
 TunedOption = Annotated[
     Path | None,
     typer.Option("--tuned", help="tuned.toml of a search on this data; none: the package's.", show_default=False),
