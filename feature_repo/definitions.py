@@ -13,6 +13,9 @@ from datetime import timedelta
 from pathlib import Path
 
 from feast import Entity, FeatureService, FeatureView, Field, FileSource, PushSource, ValueType
+from feast.permissions.action import CRUD, READ, AuthzedAction
+from feast.permissions.permission import Permission
+from feast.permissions.policy import RoleBasedPolicy
 from feast.types import Array, FeastType, Float32, Int64, String
 
 OWNER = "storyrec"
@@ -336,4 +339,17 @@ stories_for_story_v1 = FeatureService(
     description="Stories to show beside a story.",
     owner=OWNER,
     tags={"consumer": "other teams"},
+)
+
+# who may do what through the server, by the roles in their token; no action is open to everybody
+reading = Permission(
+    name="reading",
+    policy=RoleBasedPolicy(roles=["reader", "writer", "admin"]),
+    actions=[AuthzedAction.DESCRIBE, *READ],
+)
+pushing = Permission(
+    name="pushing", policy=RoleBasedPolicy(roles=["writer", "admin"]), actions=AuthzedAction.WRITE_ONLINE
+)
+changing = Permission(
+    name="changing", policy=RoleBasedPolicy(roles=["admin"]), actions=[*CRUD, AuthzedAction.WRITE_OFFLINE]
 )

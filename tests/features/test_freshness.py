@@ -13,7 +13,8 @@ from storyrec.features.build import build_features, materialize_features
 from storyrec.features.freshness import METRICS, Freshness, measure_freshness, require_kept
 from storyrec.features.publish import VIEWS as ITEM_VIEWS
 from storyrec.features.publish import publish_features
-from storyrec.features.store import FEATURE_REPO, open_feature_store
+from storyrec.features.repository import FEATURE_REPO
+from storyrec.features.store import open_feature_store
 
 SEQUENCES = ("user_product_sequence", "user_story_sequence")
 HOUR = timedelta(hours=1)

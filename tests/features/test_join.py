@@ -20,7 +20,8 @@ from storyrec.features.asof import Ages, AsofJoin
 from storyrec.features.build import build_features
 from storyrec.features.catalog import Catalog, CatalogView, read_catalog
 from storyrec.features.join import join_labels
-from storyrec.features.store import feature_repo, open_feature_store
+from storyrec.features.repository import feature_repo
+from storyrec.features.store import open_feature_store
 from storyrec.storage import write_file
 
 REPO = Path(__file__).parents[2] / "feature_repo"

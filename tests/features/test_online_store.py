@@ -52,7 +52,9 @@ def test_writers_that_race_lose_no_click(config: Config) -> None:
 def test_pushed_clicks_stand_until_their_day_states_its_own(world: World, config: Config) -> None:
     build_features(config, day=day_of(3))
     materialize_features(config, day=day_of(3), now=NOW)
-    client, user = opened(config), 3
+    client = opened(config)
+    last_clicks = {u: world.sequence("story", user=u, before=at(5)) for u in range(1, 13)}
+    user = next(u for u, clicks in last_clicks.items() if clicks and clicks[-1][1] >= microseconds(at(4)))
     day_before = [(us, item) for item, us in world.sequence("story", user=user, before=at(4))]
     assert day_before
     later, last, late = (at(5, second=9), at(6), at(2))
@@ -67,6 +69,19 @@ def test_pushed_clicks_stand_until_their_day_states_its_own(world: World, config
     assert clicks_of(client, user) == [*states, (microseconds(later), 70), (microseconds(last), 71)]
     materialize_features(config, day=day_of(3), now=NOW)  # an older one changes nothing
     assert clicks_of(client, user) == [*states, (microseconds(later), 70), (microseconds(last), 71)]
+
+
+def test_a_pushed_click_of_a_user_without_any_that_day_stands_until_it_is_reconciled(
+    world: World, config: Config
+) -> None:
+    build_features(config, day=day_of(4))
+    materialize_features(config, day=day_of(3), now=NOW)
+    client, user = opened(config), 3
+    before = [(us, item) for item, us in world.sequence("story", user=user, before=at(5))]
+    assert all(us < microseconds(at(4)) for us, _ in before)
+    push(client, (user, 73, at(4, second=1)))
+    materialize_features(config, day=day_of(4), now=NOW)
+    assert clicks_of(client, user) == [*before, (microseconds(at(4, second=1)), 73)][-len(before) - 1 :]
 
 
 def test_two_rows_of_a_user_in_one_batch_are_both_merged(config: Config) -> None:

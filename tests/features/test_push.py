@@ -15,10 +15,13 @@ import httpx
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from cryptography.hazmat.primitives.asymmetric import rsa
 from feature_world import NOW, World, at, day_of, fill, microseconds
 from redis import Redis
 from redis_server import free_port
 
+from oidc_provider import Provider, oidc_provider
+from storyrec.config import save_config, update_config
 from storyrec.errors import DataError
 from storyrec.features.build import build_features, materialize_features
 from storyrec.features.push import push_clicks, read_clicks
@@ -35,6 +38,7 @@ class Server:
     world: World
     client: httpx.Client
     redis: Redis
+    provider: Provider
 
     def push(self, user: int, item: int, when: datetime, **other: Any) -> httpx.Response:
         """One click, as a caller would send it; None leaves a field out."""
@@ -71,25 +75,65 @@ def server(tmp_path_factory: pytest.TempPathFactory, redis_server: str) -> Itera
         patch.setenv("STORYREC_FEAST_REGISTRY", f"sqlite:///{folder}/registry.sqlite")
         build_features(config, day=day_of(3))
         materialize_features(config, day=day_of(3), now=NOW)
-        feast = Path(sys.executable).with_name("feast")
-        command = [str(feast), "-c", str(REPO), "-f", str(REPO / "feature_store.cluster.yaml"), "serve"]
-        environment = {**os.environ, "FEAST_USAGE": "False"}
+        settings = folder / "settings.toml"
+        save_config(update_config(config, {"feature_server": {"port": port}}), settings)
+        command = [sys.executable, "-m", "storyrec.cli", "features", "serve", "--config", str(settings)]
         with (
+            oidc_provider() as provider,
             (folder / "server.log").open("wb") as log,
             subprocess.Popen(
-                [*command, "-p", str(port), "--no-access-log"],
-                env=environment,
+                command,
+                env={**os.environ, "STORYREC_OIDC_DISCOVERY": provider.discovery},
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
             ) as process,
-            httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=20) as client,
+            httpx.Client(
+                base_url=f"http://127.0.0.1:{port}",
+                timeout=20,
+                limits=httpx.Limits(max_keepalive_connections=0),  # after an error the server hangs up
+            ) as client,
         ):
+            client.headers["Authorization"] = f"Bearer {provider.token('writer')}"
             try:
                 _wait(client, process)
-                yield Server(world, client, redis)
+                yield Server(world, client, redis, provider)
             finally:
                 os.killpg(process.pid, 15)
+
+
+def asked(server: Server, path: str, token: str | None) -> int:
+    """How the server answers a lookup or a push with a token."""
+    headers = {"Authorization": f"Bearer {token}" if token else ""}
+    time_ = at(4, second=9).isoformat()
+    row = {"user_id": [9], "product_ids": [[5]], "product_clicked_us": [[microseconds(at(4, second=9))]]}
+    bodies = {
+        "/get-online-features": {"feature_service": "ranker_v1", "entities": {"user_id": [9]}},
+        "/push": {
+            "push_source_name": "product_clicks",
+            "df": row | {"event_timestamp": [time_], "known_at": [time_]},
+        },
+    }
+    return server.client.post(path, json=bodies[path], headers=headers).status_code
+
+
+def test_a_role_does_what_it_may_and_nobody_else_does_anything(server: Server) -> None:
+    reader, writer, other = (server.provider.token(role) for role in ("reader", "writer", "gardener"))
+    before = server.stored()
+    assert asked(server, "/get-online-features", reader) == 200
+    assert asked(server, "/push", reader) == 403
+    assert asked(server, "/get-online-features", other) == 403
+    assert asked(server, "/push", server.provider.token()) == 403
+    for token in (None, server.provider.token("admin", lifetime=-60), _forged(server), "no token"):
+        assert asked(server, "/get-online-features", token) == 401
+        assert asked(server, "/push", token) == 401
+    assert server.stored() == before
+    assert asked(server, "/push", writer) == 200
+    assert server.stored() != before
+
+
+def _forged(server: Server) -> str:
+    return server.provider.token("admin", key=rsa.generate_private_key(public_exponent=65_537, key_size=2_048))
 
 
 def test_a_click_is_in_the_sequence_within_a_second_and_in_order(server: Server) -> None:

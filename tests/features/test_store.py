@@ -244,6 +244,7 @@ def test_services_name_owner_tags_and_features(world: World) -> None:
         "story_embedding_v1",
         "product_embedding_v1",
         "stories_for_product_v1",
+        "stories_for_story_v1",
     }
     for registered in (*services, *store.list_feature_views()):
         assert registered.owner == "storyrec"

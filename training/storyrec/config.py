@@ -190,6 +190,14 @@ class Serving(Section):
     cache: str = "var/serving"  # where served bundles are kept
 
 
+class FeatureServer(Section):
+    """Feast's HTTP server."""
+
+    host: str = "127.0.0.1"
+    port: int = Field(6566, ge=1, le=65_535)
+    num_workers: int = Field(1, ge=1)
+
+
 class Airflow(Section):
     """The local Airflow."""
 
@@ -245,6 +253,7 @@ class Config(Section):
     gate: Gate = Gate()
     match: Match = Match()
     serving: Serving = Serving()
+    feature_server: FeatureServer = FeatureServer()
     airflow: Airflow = Airflow()
     kubeflow: Kubeflow = Kubeflow()
 

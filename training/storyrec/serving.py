@@ -34,7 +34,7 @@ def serve(config: Config) -> None:
     from storyrec.routes import create_app
 
     settings, locations = config.serving, config.locations
-    with _listen(settings.host, settings.port) as listener:
+    with listen(settings.host, settings.port) as listener:
         port = listener.getsockname()[1]
         # one server a port, so one server a cache
         champion = ServedBundle(
@@ -53,7 +53,12 @@ def serve(config: Config) -> None:
         uvicorn.Server(uvicorn.Config(app, log_level="warning")).run(sockets=[listener])
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket.
+
+    Raises:
+        PlatformError: the port is taken or the address is not this machine's.
+    """
     listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
@@ -65,7 +70,7 @@ def _listen(host: str, port: int) -> socket.socket:
             f"cannot listen on port {port}: {error.strerror or error}",
             expected="a free port of this machine",
             where=f"{host}:{port}",
-            remedy="stop what uses it, or set another serving.port",
+            remedy="stop what uses it, or set another port",
         ) from error
     return listener
 

@@ -131,7 +131,7 @@ def read_catalog(repo: Path, *, features: Path = Path("features")) -> Catalog:
     Raises:
         PlatformError: there is no feature repository.
     """
-    from storyrec.features.store import load_definitions
+    from storyrec.features.repository import load_definitions
 
     declared = load_definitions(repo, features=features)
     entities = [_entity(value) for value in declared.entities]

@@ -82,7 +82,7 @@ def join(
     from storyrec.features.catalog import read_catalog
     from storyrec.features.join import join_labels
     from storyrec.features.partitions import work_folder
-    from storyrec.features.store import feature_repo
+    from storyrec.features.repository import feature_repo
 
     features = work_folder(load_config(config).locations.work) / "features"
     catalog = read_catalog(feature_repo(), features=features)
@@ -93,7 +93,7 @@ def join(
 def catalog() -> None:
     """Write docs/feature-catalog.md: every entity, view and service of feature_repo/definitions.py."""
     from storyrec.features.catalog import write_catalog
-    from storyrec.features.store import feature_repo
+    from storyrec.features.repository import feature_repo
 
     typer.echo(str(write_catalog(feature_repo())))
 
@@ -101,8 +101,8 @@ def catalog() -> None:
 @features_app.command("check")
 def check() -> None:
     """Refuse definitions that break a released schema, or that are not released."""
+    from storyrec.features.repository import feature_repo
     from storyrec.features.schemas import check_schemas
-    from storyrec.features.store import feature_repo
 
     kept = check_schemas(feature_repo())
     typer.echo(f"{len(kept.views)} views and {len(kept.services)} services are as they were released")
@@ -111,8 +111,8 @@ def check() -> None:
 @features_app.command("release")
 def release() -> None:
     """Promise what is new in the definitions: it goes into feature_repo/schemas.json."""
+    from storyrec.features.repository import feature_repo
     from storyrec.features.schemas import release_schemas
-    from storyrec.features.store import feature_repo
 
     new = release_schemas(feature_repo())
     typer.echo(f"released: {', '.join(new)}" if new else "nothing is new")
@@ -121,8 +121,8 @@ def release() -> None:
 @features_app.command("retire")
 def retire(name: Annotated[str, typer.Argument(metavar="NAME", help="View or service.")]) -> None:
     """Take back the promise of a view or service whose definition is removed, for good."""
+    from storyrec.features.repository import feature_repo
     from storyrec.features.schemas import retire_schema
-    from storyrec.features.store import feature_repo
 
     retire_schema(feature_repo(), name)
     typer.echo(f"'{name}' is retired; no definition may use this name again")
@@ -183,3 +183,11 @@ def drift(day: DayOption, config: ConfigOption = None) -> None:
     report = measure_drift(load_config(config), day=parse_day(day))
     print_drift(report, console=Console(highlight=False))
     require_stable(report)
+
+
+@features_app.command("serve")
+def serve(config: ConfigOption = None) -> None:
+    """Answer lookups and take pushes over HTTP, by Feast's own server, until stopped."""
+    from storyrec.features.server import serve_features
+
+    serve_features(load_config(config))

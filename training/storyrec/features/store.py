@@ -8,10 +8,6 @@ here that give arrays read the bytes.
 
 import contextlib
 import io
-import os
-import re
-import runpy
-import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -30,36 +26,17 @@ from storyrec.features.merge import restate
 from storyrec.features.offline import newest_rows
 from storyrec.features.packed import Layout
 from storyrec.features.partitions import work_folder
+from storyrec.features.repository import feature_repo, light_import, load_definitions, read_settings, settings_file
 from storyrec.features.sequences import ClickLog
 from storyrec.schema import Domain
 from storyrec.storage import one_writer, write_file
 
-
-@contextlib.contextmanager
-def _light_import() -> Iterator[None]:
-    """Import Feast in half the time: typeguard rewrites no class, and torch stays out, which few of its users need."""
-    import typeguard
-
-    typechecked, has_torch = typeguard.typechecked, "torch" in sys.modules
-    typeguard.typechecked = lambda target: target  # type: ignore[assignment]
-    if not has_torch:
-        sys.modules["torch"] = None  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        typeguard.typechecked = typechecked
-        if not has_torch:
-            del sys.modules["torch"]
-
-
-with _light_import():
-    from feast import Entity, FeatureService, FeatureStore, FeatureView, FileSource
+with light_import():
+    from feast import FeatureService, FeatureStore, FeatureView, FileSource
     from feast.repo_config import RepoConfig
 
     from storyrec.features.online_store import PackedOnlineStore, layout_of
 
-FEATURE_REPO = "STORYREC_FEATURE_REPO"
-"""Environment variable: where `feature_repo/` is; default: beside the source root."""
 THE_BEGINNING = datetime(1970, 1, 1, tzinfo=UTC)
 ONE_MICROSECOND = timedelta(microseconds=1)
 PUSHED_AT_A_TIME = 10_000
@@ -112,15 +89,6 @@ class Window:
     end: datetime
 
 
-@dataclass(frozen=True)
-class Definitions:
-    """What a feature repository declares, as Feast's objects."""
-
-    entities: list[Entity]
-    views: list[FeatureView]
-    services: list[FeatureService]
-
-
 class FeatureStoreClient:
     """The views and services of `feature_repo/`, for one work folder."""
 
@@ -136,7 +104,9 @@ class FeatureStoreClient:
         """Register the definitions; nothing happens where they are registered already."""
         definitions = load_definitions(self._repo, features=self._features)
         with one_writer(self._lock), _feast("register the definitions"):
-            self._store.apply([*definitions.entities, *definitions.views, *definitions.services])
+            self._store.apply(
+                [*definitions.entities, *definitions.views, *definitions.services, *definitions.permissions]
+            )
             self._views = {view.name: view for view in definitions.views}
             self._services = {service.name: service for service in definitions.services}
             self._layouts = {name: layout_of(view) for name, view in self._views.items()}
@@ -333,9 +303,10 @@ class FeatureStoreClient:
                 where=view,
                 remedy="ask for items of one model_version, or publish the champion again",
             )
-        values_ND = np.zeros((len(rows), *(sizes or {0})), np.float32)
+        width = max(sizes, default=0)
+        values_ND = np.zeros((len(rows), width), np.float32)
         content = b"".join(row.fields[0] for row in rows if row)
-        values_ND[known_N] = np.frombuffer(content, np.float32).reshape(-1, values_ND.shape[1])
+        values_ND[known_N] = np.frombuffer(content, np.float32).reshape(int(known_N.sum()), width)
         return Embeddings(values_ND, [row.fields[1].decode() if row else "" for row in rows], known_N)
 
 
@@ -355,7 +326,7 @@ def open_feature_store(work: str, *, profile: Literal["local", "cluster"]) -> Fe
     root = work_folder(work)
     folder = root / "feast"
     folder.mkdir(parents=True, exist_ok=True)
-    settings = _settings(repo / ("feature_store.yaml" if profile == "local" else "feature_store.cluster.yaml"))
+    settings = read_settings(settings_file(repo, profile=profile))
     if profile == "local":
         settings["registry"]["path"] = f"sqlite:///{folder}/registry.db"
         settings["online_store"]["path"] = str(folder / "online.db")
@@ -382,57 +353,6 @@ def _microseconds(time: datetime) -> int:
     return (time - THE_BEGINNING) // ONE_MICROSECOND
 
 
-def feature_repo() -> Path:
-    """The folder of the definitions."""
-    return Path(os.environ.get(FEATURE_REPO) or Path(__file__).resolve().parents[3] / "feature_repo")
-
-
-def load_definitions(repo: Path, *, features: Path) -> Definitions:
-    """What definitions.py of a feature repository declares, for the offline partitions below `features`.
-
-    Raises:
-        PlatformError: there is no feature repository.
-    """
-    path = repo / "definitions.py"
-    if not path.is_file():
-        raise _no_repository(path, "no such file")
-    with _environment("STORYREC_FEATURES", str(features)):
-        names = runpy.run_path(str(path))
-    values = names.values()
-    return Definitions(
-        [value for value in values if isinstance(value, Entity)],
-        [value for value in values if isinstance(value, FeatureView)],
-        [value for value in values if isinstance(value, FeatureService)],
-    )
-
-
-def _settings(path: Path) -> dict[str, Any]:
-    try:
-        text = os.path.expandvars(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise _no_repository(path, str(error.strerror)) from error
-    lines = [line for line in text.splitlines() if not line.lstrip().startswith("#")]
-    missing = re.findall(r"\$\{(\w+)\}", "\n".join(lines))
-    if missing:
-        raise ConfigError(
-            f"not set: {', '.join(missing)}",
-            expected="the places of the cluster's online store and registry",
-            where=str(path),
-            remedy="set these environment variables",
-        )
-    settings: dict[str, Any] = yaml.safe_load(text)
-    return settings
-
-
-def _no_repository(path: Path, reason: str) -> PlatformError:
-    return PlatformError(
-        f"the feature repository cannot be read ({reason})",
-        expected="feature_repo/ of the source checkout",
-        where=str(path),
-        remedy=f"name it in the environment variable {FEATURE_REPO}",
-    )
-
-
 @contextlib.contextmanager
 def _feast(verb: str) -> Iterator[None]:
     try:
@@ -454,16 +374,3 @@ def _quiet() -> Iterator[None]:
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         yield
-
-
-@contextlib.contextmanager
-def _environment(name: str, value: str) -> Iterator[None]:
-    before = os.environ.get(name)
-    os.environ[name] = value
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = before
