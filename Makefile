@@ -8,7 +8,7 @@ SPARK := $(VENV)/spark
 
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: run up down test test-slow check format lock pipeline clean
+.PHONY: run up down features-up test test-slow check format lock pipeline clean
 
 run: $(READY)
 	@$(BIN)/storyrec run $(if $(DATA),--data "$(DATA)") $(if $(DAYS),--days "$(DAYS)") $(if $(CONFIG),--config "$(CONFIG)")
@@ -18,6 +18,9 @@ up: $(READY)
 
 down: $(READY)
 	@$(BIN)/storyrec down
+
+features-up: $(READY)
+	@$(BIN)/storyrec features serve $(if $(CONFIG),--config "$(CONFIG)")
 
 test: $(READY)
 	$(BIN)/pytest
