@@ -36,6 +36,7 @@ from measure import describe_machine
 from redis import Redis
 
 from storyrec.features.events import COLUMNS, EVENT_TIME, KNOWN_TIME, VIEWS
+from storyrec.features.repository import read_settings
 from storyrec.features.store import FeatureStoreClient, open_feature_store
 from storyrec.schema import TIMESTAMP, Domain
 
@@ -116,7 +117,7 @@ def _fill_stock(client: FeatureStoreClient, work: Path, view: str) -> float:
     from feast import FeatureStore
     from feast.repo_config import RepoConfig
 
-    settings = yaml.safe_load(os.path.expandvars((REPO / "feature_store.cluster.yaml").read_text()))
+    settings = read_settings(REPO / "feature_store.cluster.yaml")
     settings["registry"]["path"] = f"sqlite:///{work}/stock.db"
     settings["online_store"] = {"type": "redis", "connection_string": f"127.0.0.1:{REDIS_PORT},db=2"}
     store = FeatureStore(repo_path=str(work), config=RepoConfig(**settings))
@@ -206,17 +207,13 @@ def main() -> None:
     assert package is not None
     assert package.origin is not None
     redis = Path(package.origin).parent / "_binaries/linux-x86_64/valkey-server"
-    feast = [
-        str(Path(sys.executable).with_name("feast")),
-        "-c",
-        str(REPO),
-        "-f",
-        str(REPO / "feature_store.cluster.yaml"),
-    ]
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
         os.environ["STORYREC_REDIS"] = f"127.0.0.1:{REDIS_PORT}"
         os.environ["STORYREC_FEAST_REGISTRY"] = f"sqlite:///{work}/registry.db"
+        file = work / "feature_store.yaml"  # nobody is asked for a token
+        file.write_text(yaml.safe_dump(read_settings(REPO / "feature_store.cluster.yaml")))
+        feast = [str(Path(sys.executable).with_name("feast")), "-c", str(REPO), "-f", str(file)]
         draw(work / "features", num_users=arguments.users, num_items=arguments.items)
         with running([str(redis), "--port", str(REDIS_PORT), "--save", ""], log=work / "redis.log"):
             _wait_for(lambda: Redis(port=REDIS_PORT).ping())
