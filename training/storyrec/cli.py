@@ -16,6 +16,7 @@ import typer
 from pydantic import BaseModel
 from rich.console import Console
 
+from storyrec.ab.commands import ab_app
 from storyrec.config import Config, load_config, parse_day
 from storyrec.errors import EXIT_CODE, ConfigError, StoryrecError
 from storyrec.experiments.commands import experiment_app
@@ -34,6 +35,7 @@ import_app = typer.Typer(help="Turn other formats into the log contract.", no_ar
 quarantine_app = typer.Typer(help="Look at rejected rows and put corrected ones back.", no_args_is_help=True)
 registry_app = typer.Typer(help="Look at what is deployed; go back to the model before.", no_args_is_help=True)
 features_app = typer.Typer(help="Look into the feature store.", no_args_is_help=True)
+app.add_typer(ab_app, name="ab")
 app.add_typer(experiment_app, name="experiment")
 app.add_typer(import_app, name="import")
 app.add_typer(quarantine_app, name="quarantine")
