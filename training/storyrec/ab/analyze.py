@@ -156,9 +156,9 @@ def _warnings(observed: Observed, sample_ratio: SampleRatio, metrics: tuple[Meas
     if sample_ratio.is_mismatch:
         found.append(
             f"Sample-ratio mismatch: {sample_ratio.num_control:,} users in the control and "
-            f"{sample_ratio.num_treatment:,} in the treatment, where {sample_ratio.treatment_share:.0%} were to get the "
-            f"treatment (p = {sample_ratio.p_value:.1g}). Users were lost or added in one arm: do not trust the rest "
-            "until the cause is found."
+            f"{sample_ratio.num_treatment:,} in the treatment, where {sample_ratio.treatment_share:.0%} were to get "
+            f"the treatment (p = {sample_ratio.p_value:.1g}). Users were lost or added in one arm: do not "
+            "trust the rest until the cause is found."
         )
     found += [
         f"The arms differed in {measured.metric.label} before the test already: {measured.before.lift.estimate:+.1%} "

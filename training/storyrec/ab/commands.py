@@ -14,6 +14,13 @@ OutcomesArgument = Annotated[
 ShareOption = Annotated[
     float, typer.Option("--treatment-share", min=0.01, max=0.99, help="Share of the users planned for the treatment.")
 ]
+TruthArgument = Annotated[
+    Path, typer.Argument(metavar="TRUTH", help="Folder that `storyrec simulate` kept its truth in.")
+]
+SharpnessOption = Annotated[
+    float, typer.Option("--sharpness", min=0, help="How much the treatment knows of the truth; 0: an A/A test.")
+]
+SeedOption = Annotated[int, typer.Option("--seed", min=0, help="Of all that is drawn.")]
 
 
 @ab_app.command()
@@ -56,12 +63,10 @@ def plan(
 
 @ab_app.command()
 def simulate(
-    truth: Annotated[Path, typer.Argument(metavar="TRUTH", help="Folder that `storyrec simulate` kept its truth in.")],
+    truth: TruthArgument,
     out: Annotated[Path, typer.Option("--out", help="Folder to write the logs into.")],
-    sharpness: Annotated[
-        float, typer.Option("--sharpness", min=0, help="How much the treatment knows of the truth; 0: an A/A test.")
-    ] = 0.1,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Of all that is drawn.")] = 7,
+    sharpness: SharpnessOption = 0.1,
+    seed: SeedOption = 7,
 ) -> None:
     """Write the logs of a test whose effect is known, from a simulated marketplace's truth."""
     import numpy as np
@@ -73,3 +78,19 @@ def simulate(
     for name, lift in world.lifts.items():
         typer.echo(f"{name}: true lift {lift:+.2%}")
     typer.echo(str(out))
+
+
+@ab_app.command()
+def trials(
+    truth: TruthArgument,
+    sharpness: SharpnessOption = 0.1,
+    repetitions: Annotated[int, typer.Option("--repetitions", min=1, help="How many tests to draw.")] = 500,
+    seed: SeedOption = 7,
+) -> None:
+    """Draw many tests whose effect is known: how often are the intervals right?"""
+    from storyrec.ab.report import print_trials
+    from storyrec.ab.simulate import make_world
+    from storyrec.ab.trials import run_trials
+
+    found = run_trials(make_world(truth, sharpness=sharpness, seed=seed), repetitions=repetitions, seed=seed)
+    print_trials(found, console=Console(highlight=False, markup=False))

@@ -12,17 +12,16 @@ from pathlib import Path
 import duckdb
 import numpy as np
 
-from storyrec.ab.contract import ARMS, EXPOSURES, OUTCOMES, TREATMENT
+from storyrec.ab.contract import EXPOSURES, OUTCOMES, TREATMENT
 from storyrec.ab.effects import Booleans, Floats, Integers
 from storyrec.ab.files import source_of
+from storyrec.ab.left_out import Counted, check_arms, count_rows, number
 from storyrec.analysis.database import open_scratch, read_columns
 from storyrec.errors import DataError
 from storyrec.features.sequences import DAY_US
 from storyrec.logs.partitions import EPOCH, day_number
 
 MAX_DAYS = 366
-MAX_SHARE_IN_BOTH = 0.01
-"""Of the users in both arms: above, the assignment is broken."""
 
 _EXPOSURES = """
 CREATE TABLE exposure_rows AS
@@ -47,15 +46,6 @@ WHERE user_id >= 1 AND story_id >= 1 AND us IS NOT NULL AND clicked IS NOT NULL 
 GROUP BY user_id, story_id, us;
 """
 _SUMS = "count(*)::DOUBLE AS shown, count(*) FILTER (clicked)::DOUBLE AS clicked, coalesce(sum(dwell), 0) AS dwell"
-
-
-@dataclass(frozen=True)
-class Counted:
-    """Rows or users of one kind, of how many, and what became of them."""
-
-    what: str
-    count: int
-    of: int
 
 
 @dataclass(frozen=True)
@@ -102,15 +92,15 @@ def read_test(exposures: Path, outcomes: Path, *, before: Path | None = None) ->
     with _database() as connection:
         source = source_of(exposures, EXPOSURES, name="exposures")
         connection.execute(_EXPOSURES.format(source=source, treatment=TREATMENT))
-        counts, share_in_both = _check_arms(connection, exposures)
+        counts, share_in_both = check_arms(connection, exposures)
         has_dwell = _load(connection, "outcomes", outcomes)
-        counts += _count_rows(connection, "outcomes", late="before their user's exposure", when="o.us < u.us")
+        counts += count_rows(connection, "outcomes", late="before their user's exposure", when="o.us < u.us")
         days, sums_UDK = _sum_days(connection, outcomes)
         before_UK = None
         if before is not None:
             _load(connection, "before", before)
             start = "(SELECT min(us) FROM users)"
-            counts += _count_rows(connection, "before", late="from the first exposure on", when=f"o.us >= {start}")
+            counts += count_rows(connection, "before", late="from the first exposure on", when=f"o.us >= {start}")
             before_UK = _sum_before(connection, start=start, num_users=len(sums_UDK))
         users = read_columns(connection, "SELECT us, is_treatment FROM users ORDER BY user_row")
     return Observed(
@@ -171,77 +161,14 @@ def _load(connection: duckdb.DuckDBPyConnection, name: str, path: Path) -> bool:
     columns = {str(row[0]) for row in connection.execute(f"DESCRIBE SELECT * FROM {source}").fetchall()}
     dwell = "dwell_seconds::DOUBLE" if "dwell_seconds" in columns else "NULL::DOUBLE"
     connection.execute(_OUTCOMES.format(name=name, source=source, dwell=dwell))
-    if not _number(connection, f"SELECT count(*) FROM {name}"):
+    if not number(connection, f"SELECT count(*) FROM {name}"):
         raise DataError(
             f"no row of the {name} has a user, a story, a time and whether it was clicked",
             expected="at least one such row, with ids from 1 on",
             where=str(path),
             remedy="write the log again from its source",
         )
-    return bool(_number(connection, f"SELECT count(dwell) FROM {name}"))
-
-
-def _check_arms(connection: duckdb.DuckDBPyConnection, path: Path) -> tuple[list[Counted], float]:
-    found = [str(row[0]) for row in connection.execute(
-        "SELECT DISTINCT arm FROM exposure_rows WHERE arm IS NOT NULL AND user_id >= 1 AND us IS NOT NULL ORDER BY arm"
-    ).fetchall()]  # fmt: skip
-    if found != sorted(ARMS):
-        unknown = [arm for arm in found if arm not in ARMS]
-        said = f"unknown arm: {', '.join(map(repr, unknown))}" if unknown else f"the only arm is {', '.join(found)}"
-        raise DataError(
-            said if found else "no row of the exposures has a user, an arm and a time",
-            expected=f"both of {', '.join(ARMS)}, and no other",
-            where=str(path),
-            remedy="name the arms so; of several treatments, analyze each with the control by itself",
-        )
-    num_rows, num_bad = (
-        _number(connection, f"SELECT count(*) FROM exposure_rows {where}")
-        for where in ("", "WHERE coalesce(user_id, 0) < 1 OR arm IS NULL OR us IS NULL")
-    )
-    num_users = _number(connection, "SELECT count(*) FROM met")
-    in_both = _number(connection, "SELECT count(*) FROM met WHERE in_both")
-    if in_both > MAX_SHARE_IN_BOTH * num_users:
-        raise DataError(
-            f"{in_both:,} of {num_users:,} users are in both arms",
-            expected=f"at most {MAX_SHARE_IN_BOTH:.0%}: each user in one arm for the whole test",
-            where=str(path),
-            remedy="mend the assignment and run the test again: what these users did cannot be told apart",
-        )
-    return [
-        Counted("exposures without a user, an arm or a time: left out", num_bad, num_rows),
-        Counted("users in both arms: left out with their outcomes", in_both, num_users),
-    ], in_both / num_users
-
-
-def _count_rows(connection: duckdb.DuckDBPyConnection, name: str, *, late: str, when: str) -> list[Counted]:
-    label = "outcomes" if name == "outcomes" else "rows before the test"
-    bad, bad_dwell, num_rows = (
-        _number(connection, f"SELECT count(*) FROM {name}_rows {where}")
-        for where in (
-            "WHERE coalesce(user_id, 0) < 1 OR coalesce(story_id, 0) < 1 OR us IS NULL OR clicked IS NULL",
-            "WHERE user_id >= 1 AND story_id >= 1 AND us IS NOT NULL AND clicked IS NOT NULL AND NOT is_dwell",
-            "",
-        )
-    )
-    repeated = _number(connection, f"SELECT sum(num_rows - 1) FROM {name}")
-    both, strangers, early = (
-        _number(connection, f"SELECT count(*) FROM {name} o LEFT JOIN users u USING (user_id) WHERE {where}")
-        for where in (
-            "o.user_id IN (SELECT user_id FROM met WHERE in_both)",
-            "o.user_id NOT IN (SELECT user_id FROM met)",
-            f"u.user_id IS NOT NULL AND {when}",
-        )
-    )
-    silent = _number(connection, f"SELECT count(*) FROM {name} WHERE clicked AND dwell IS NULL")
-    return [
-        Counted(f"{label} without a user, a story, a time or whether clicked: left out", bad, num_rows),
-        Counted(f"{label} with a dwell time below zero or not finite: left out", bad_dwell, num_rows),
-        Counted(f"{label} that repeat a user, story and time: counted once", repeated, num_rows),
-        Counted(f"{label} of users who never met the test: left out", strangers, num_rows),
-        Counted(f"{label} of users in both arms: left out", both, num_rows),
-        Counted(f"{label} {late}: left out", early, num_rows),
-        Counted(f"{label} clicked without a dwell time: counted as 0 s", silent, num_rows),
-    ]
+    return bool(number(connection, f"SELECT count(dwell) FROM {name}"))
 
 
 def _sum_days(connection: duckdb.DuckDBPyConnection, path: Path) -> tuple[tuple[date, ...], Floats]:
@@ -257,7 +184,7 @@ def _sum_days(connection: duckdb.DuckDBPyConnection, path: Path) -> tuple[tuple[
             where=str(path),
             remedy="name exposures and outcomes of the same test",
         )
-    first, last = (_number(connection, f"SELECT {side}(us) // {DAY_US} FROM users") for side in ("min", "max"))
+    first, last = (number(connection, f"SELECT {side}(us) // {DAY_US} FROM users") for side in ("min", "max"))
     num_days = max(last, int(found["day"].max())) - first + 1
     if num_days > MAX_DAYS:
         raise DataError(
@@ -266,7 +193,7 @@ def _sum_days(connection: duckdb.DuckDBPyConnection, path: Path) -> tuple[tuple[
             where=str(path),
             remedy="look for wrong times in exposures and outcomes, or analyze a part",
         )
-    num_users = _number(connection, "SELECT count(*) FROM users")
+    num_users = number(connection, "SELECT count(*) FROM users")
     sums_UDK = np.zeros((num_users, num_days, 3))
     sums_UDK[found["user_row"], found["day"] - first] = np.stack(
         [found[name] for name in ("shown", "clicked", "dwell")], axis=1
@@ -282,7 +209,3 @@ def _sum_before(connection: duckdb.DuckDBPyConnection, *, start: str, num_users:
     sums_UK = np.zeros((num_users, 3))
     sums_UK[found["user_row"]] = np.stack([found[name] for name in ("shown", "clicked", "dwell")], axis=1)
     return sums_UK
-
-
-def _number(connection: duckdb.DuckDBPyConnection, query: str) -> int:
-    return int(connection.execute(query).fetchall()[0][0])

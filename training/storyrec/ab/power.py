@@ -14,6 +14,7 @@ from scipy import stats
 from storyrec.ab.effects import ALPHA, METRICS, Metric, linearize, parts
 from storyrec.ab.logs import Observed, read_usage
 from storyrec.ab.sequence import half_width
+from storyrec.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -49,8 +50,16 @@ def plan(outcomes: Path, *, lift: float, power: float, treatment_share: float) -
         treatment_share: of the users, in (0, 1).
 
     Raises:
+        ConfigError: the lift is 0.
         DataError: as `read_usage` does.
     """
+    if lift == 0:
+        raise ConfigError(
+            "no test finds a lift of 0",
+            expected="a relative difference, such as 0.02 for 2 %",
+            where="--lift",
+            remedy="name the smallest lift that would matter",
+        )
     observed = read_usage(outcomes)
     return tuple(
         planned

@@ -14,6 +14,7 @@ from storyrec.ab.analyze import Analysis, Measured
 from storyrec.ab.plots import plot_distribution, plot_effects, plot_looks, plot_ratio
 from storyrec.ab.power import Planned
 from storyrec.ab.sequence import SPREAD
+from storyrec.ab.trials import Trials
 from storyrec.ab.verdict import Outcome, say_interval
 from storyrec.storage import write_file
 
@@ -126,6 +127,36 @@ def print_plan(planned: Sequence[Planned], *, lift: float, power: float, console
     _print_table(head, rows, console=console)
 
 
+def print_trials(trials: Sequence[Trials], *, console: Console) -> None:
+    """How often tests whose effect is known alarm, and how often their intervals hold it."""
+    head = (
+        "metric",
+        "true lift",
+        "mean estimate",
+        "alarms, one look",
+        "with CUPED",
+        "every look",
+        "usual interval at every look",
+        "holds, one look",
+        "with CUPED",
+        "every look",
+        "variance by CUPED",
+    )
+    rows = [
+        [
+            one.metric.label,
+            f"{one.lift:+.2%}",
+            f"{one.mean_lift:+.2%}",
+            *(f"{rate:.1%}" for rate in (one.alarms, one.adjusted_alarms, one.daily_alarms, one.peeking_alarms)),
+            *(f"{rate:.1%}" for rate in (one.covered, one.adjusted_covered, one.daily_covered)),
+            f"{-one.narrowing:+.0%}",
+        ]
+        for one in trials
+    ]
+    console.print(f"{trials[0].repetitions:,} tests of {trials[0].num_users:,} users, {trials[0].num_days} days")
+    _print_table(head, rows, console=console)
+
+
 def _headline(analysis: Analysis) -> str:
     return HEADLINES[analysis.verdict.outcome]
 
@@ -133,8 +164,9 @@ def _headline(analysis: Analysis) -> str:
 def _about(analysis: Analysis) -> str:
     ratio = analysis.sample_ratio
     return (
-        f"{analysis.days[0]} to {analysis.days[-1]}, {len(analysis.days)} days; {ratio.num_control:,} users in the control, "
-        f"{ratio.num_treatment:,} in the treatment ({ratio.treatment_share:.0%} planned, p = {ratio.p_value:.2g})"
+        f"{analysis.days[0]} to {analysis.days[-1]}, {len(analysis.days)} days; {ratio.num_control:,} users in the "
+        f"control, {ratio.num_treatment:,} in the treatment ({ratio.treatment_share:.0%} planned, "
+        f"p = {ratio.p_value:.2g})"
     )
 
 

@@ -96,8 +96,8 @@ def make_world(truth: Path, *, sharpness: float, seed: int) -> World:
 
     Args:
         truth: folder that holds the table `impressions` of the truth.
-        sharpness: weight of the true log odds in the treatment's choice, beside noise of a standard normal; 0: none, the
-            arms are alike.
+        sharpness: weight of the true log odds in the treatment's choice, beside standard normal noise; 0: the arms
+            are alike.
         seed: of the choices.
 
     Raises:
