@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from drawn_days import draw_days, observed_of
 from rich.console import Console
 
 from full_disk import full_disk
@@ -14,7 +15,6 @@ from storyrec.ab.logs import Observed
 from storyrec.ab.report import JSON, MARKDOWN, PAGE, markdown_analysis, print_analysis, render_analysis, write_analysis
 from storyrec.ab.verdict import Outcome
 from storyrec.errors import StorageError
-from test_ab_sequence import draw_days, observed_of
 
 
 def draw_observed(*, lift: float = 0.0, num_users: int = 1_500, num_days: int = 7) -> Observed:
@@ -44,8 +44,8 @@ def test_a_large_lift_is_deployed_whenever_one_looks(tmp_path: Path) -> None:
     assert clicks["adjusted"]["lift"]["low"] > 0.3
     assert f"{clicks['adjusted']['lift']['estimate']:+.1%}" in page
     assert f"{clicks['treatment']:.2%}" in (tmp_path / "out" / MARKDOWN).read_text()
-    assert [look["day"] for look in clicks["looks"]][0] == "2026-03-01"
-    assert clicks["distribution"]["control"] and sum(clicks["distribution"]["control"]) <= 750
+    assert clicks["looks"][0]["day"] == "2026-03-01"
+    assert 700 < sum(clicks["distribution"]["control"]) <= 750  # a few were shown nothing
 
 
 def test_a_small_lift_holds_only_where_the_test_was_to_end() -> None:

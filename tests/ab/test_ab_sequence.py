@@ -2,40 +2,18 @@
 
 import math
 from collections.abc import Iterator
-from datetime import date, timedelta
+from datetime import date
 
 import numpy as np
 import pytest
+from drawn_days import draw_days, observed_of
 from scipy import integrate, stats
 
 from storyrec.ab.effects import ALPHA, METRICS, measure_effect
-from storyrec.ab.logs import Observed
 from storyrec.ab.sequence import MIN_USERS, SPREAD, always_valid_p, half_width, look_daily
 
 CLICK_RATE, STORIES_VIEWED, _ = METRICS
 REPETITIONS = 250
-
-
-def observed_of(sums_UDK: np.ndarray, is_treatment_U: np.ndarray, *, entry_U: np.ndarray | None = None) -> Observed:
-    return Observed(
-        days=tuple(date(2026, 3, 1) + timedelta(days=day) for day in range(sums_UDK.shape[1])),
-        is_treatment_U=is_treatment_U,
-        entry_U=np.zeros(len(sums_UDK), np.int64) if entry_U is None else entry_U,
-        sums_UDK=sums_UDK,
-        before_UK=None,
-        has_dwell=False,
-        counts=(),
-        share_in_both=0.0,
-    )
-
-
-def draw_days(rng: np.random.Generator, *, num_users: int, num_days: int) -> np.ndarray:
-    """Users of unlike tastes and diligence, who come on some of the days."""
-    taste_U = rng.beta(2, 8, num_users)
-    shown_UD = rng.poisson(4 * np.exp(0.5 * rng.standard_normal((num_users, 1))), (num_users, num_days))
-    shown_UD *= rng.random((num_users, num_days)) < 0.6
-    clicked_UD = rng.binomial(shown_UD, taste_U[:, None])
-    return np.stack([shown_UD, clicked_UD, 0 * clicked_UD], axis=2).astype(float)
 
 
 @pytest.mark.parametrize(("log_lift", "variance"), [(0.04, 1e-4), (-0.09, 4e-4), (0.3, 0.01)])
