@@ -114,6 +114,7 @@ def test_linearized_values_have_the_ratio_as_their_mean() -> None:
         lambda sums_UK, arm_U: np.where(arm_U[:, None], sums_UK * [1, 0, 0], sums_UK),  # nobody in one arm does
         lambda sums_UK, arm_U: np.zeros_like(sums_UK),  # nothing was shown
         lambda sums_UK, arm_U: np.ones_like(sums_UK) * [10, 5, 0],  # all are alike
+        lambda sums_UK, arm_U: np.where(arm_U[:, None], [10, 4, 0], [10, 5, 0]),  # all of an arm are
     ],
 )
 def test_nothing_to_compare_is_none(spoil: Any) -> None:

@@ -1,5 +1,6 @@
 """What an analysis says and writes, for tests that went well and for those that did not."""
 
+import io
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -111,8 +112,9 @@ def test_what_cannot_be_compared_is_a_row_of_its_own() -> None:
     assert [warning.split()[0] for warning in analysis.warnings] == ["An", "The", "Nothing"]
     assert "No day could be looked at" in render_analysis(analysis)
     assert "| dwell time per user | 0.00 | 0.00 | – |" in markdown_analysis(analysis)
-    console = Console(width=220, record=True, quiet=True)
+    console = Console(width=220, file=io.StringIO(), record=True)
     print_analysis(analysis, console=console)
+    assert "Warning: Nothing can be said of dwell time per user" in console.export_text()
 
 
 def test_without_dwell_times_there_are_two_metrics() -> None:

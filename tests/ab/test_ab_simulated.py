@@ -1,6 +1,8 @@
 """Tests whose effect is known, from a simulated marketplace's truth."""
 
 import json
+import subprocess
+import sys
 from datetime import date
 from pathlib import Path
 
@@ -114,3 +116,12 @@ def test_a_test_from_the_truth_to_the_page(truth: Path, tmp_path: Path) -> None:
 def test_without_truth_there_is_no_test(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="there are no true click probabilities"):
         make_world(tmp_path, sharpness=0.1, seed=7)
+
+
+def test_bad_input_ends_in_one_message_and_exit_code_2(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "storyrec.cli", "ab", "analyze", "nowhere", "nowhere", "--out", "out"]
+    answer = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert answer.returncode == 2
+    assert answer.stderr.startswith("storyrec: there are no exposures")
+    assert "what to do: " in answer.stderr
+    assert not (tmp_path / "out").exists()

@@ -112,8 +112,8 @@ def measure_effect(
         before_UK: the same sums before the test; with them values are adjusted (CUPED).
 
     Returns:
-        None where there is nothing to compare: an arm's metric is zero or undefined, or all users have the same
-        value; with `before_UK`, also where all users have the same value before the test.
+        None where there is nothing to compare: an arm's metric is zero or undefined, or all users of an arm have the
+        same value; with `before_UK`, also where they had so before the test.
     """
     arms = [sums_UK[~is_treatment_U], sums_UK[is_treatment_U]]
     if not all(len(arm) > 1 and ratio(arm, metric) > 0 for arm in arms):
@@ -123,11 +123,14 @@ def measure_effect(
         whole = ratio(arm, metric)
         values_U[mine_U] = linearize(*parts(arm, metric))
         logs_U[mine_U] = np.log(whole) + values_U[mine_U] / whole - 1
-    if np.allclose(values_U, values_U[0]):
+    if not _scatters(values_U, is_treatment_U):
         return None
     if before_UK is not None:
-        covariate_U = _covariate(before_UK, metric)
-        if covariate_U is None:
+        numerator_U, denominator_U = parts(before_UK, metric)
+        if not denominator_U.any():
+            return None
+        covariate_U = linearize(numerator_U, denominator_U)
+        if not _scatters(covariate_U, is_treatment_U):
             return None
         values_U, logs_U = (adjust(some, covariate_U, is_treatment_U) for some in (values_U, logs_U))
     difference, _ = _compare(values_U, is_treatment_U)
@@ -151,12 +154,8 @@ def adjust(values_U: Floats, covariate_U: Floats, is_treatment_U: Booleans) -> F
     return adjusted_U
 
 
-def _covariate(before_UK: Floats, metric: Metric) -> Floats | None:
-    numerator_U, denominator_U = parts(before_UK, metric)
-    if denominator_U.sum() == 0:
-        return None
-    values_U = linearize(numerator_U, denominator_U)
-    return None if np.allclose(values_U, values_U[0]) else values_U
+def _scatters(values_U: Floats, is_treatment_U: Booleans) -> bool:
+    return not any(np.allclose(arm, arm[0]) for arm in (values_U[is_treatment_U], values_U[~is_treatment_U]))
 
 
 def _centred(values_U: Floats, is_treatment_U: Booleans) -> Floats:
@@ -167,6 +166,5 @@ def _compare(values_U: Floats, is_treatment_U: Booleans) -> tuple[Interval, floa
     treatment, control = values_U[is_treatment_U], values_U[~is_treatment_U]
     found = stats.ttest_ind(treatment, control, equal_var=False)
     bounds = found.confidence_interval(1 - ALPHA)
-    return Interval(float(treatment.mean() - control.mean()), float(bounds.low), float(bounds.high)), float(
-        found.pvalue
-    )
+    estimate = treatment.mean() - control.mean()
+    return Interval(float(estimate), float(bounds.low), float(bounds.high)), float(found.pvalue)

@@ -61,16 +61,16 @@ def check_arms(connection: duckdb.DuckDBPyConnection, path: Path) -> tuple[list[
     ], in_both / num_users
 
 
-def count_rows(connection: duckdb.DuckDBPyConnection, name: str, *, late: str, when: str) -> list[Counted]:
+def count_rows(connection: duckdb.DuckDBPyConnection, name: str, *, label: str, late: str, when: str) -> list[Counted]:
     """Count what of the outcomes, or of those before the test, is left out.
 
     Args:
         connection: with the tables `users`, `met`, `<name>` and `<name>_rows`.
-        name: "outcomes" or "before".
+        name: of the tables.
+        label: of the rows, for people.
         late: what to say of rows at the wrong time.
         when: which these are, of an outcome `o` of a user `u`.
     """
-    label = "outcomes" if name == "outcomes" else "rows before the test"
     bad, bad_dwell, num_rows = (
         number(connection, f"SELECT count(*) FROM {name}_rows {where}")
         for where in (

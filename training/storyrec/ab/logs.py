@@ -22,6 +22,7 @@ from storyrec.features.sequences import DAY_US
 from storyrec.logs.partitions import EPOCH, day_number
 
 MAX_DAYS = 366
+EARLIER = "outcomes before the test"
 
 _EXPOSURES = """
 CREATE TABLE exposure_rows AS
@@ -45,7 +46,7 @@ SELECT user_id, story_id, us, max(clicked) AS clicked, max(dwell) AS dwell, coun
 WHERE user_id >= 1 AND story_id >= 1 AND us IS NOT NULL AND clicked IS NOT NULL AND is_dwell
 GROUP BY user_id, story_id, us;
 """
-_SUMS = "count(*)::DOUBLE AS shown, count(*) FILTER (clicked)::DOUBLE AS clicked, coalesce(sum(dwell), 0) AS dwell"
+_SUMS = "count(*)::DOUBLE AS shown, count_if(clicked)::DOUBLE AS clicked, coalesce(sum(dwell), 0)::DOUBLE AS dwell"
 
 
 @dataclass(frozen=True)
@@ -93,14 +94,18 @@ def read_test(exposures: Path, outcomes: Path, *, before: Path | None = None) ->
         source = source_of(exposures, EXPOSURES, name="exposures")
         connection.execute(_EXPOSURES.format(source=source, treatment=TREATMENT))
         counts, share_in_both = check_arms(connection, exposures)
-        has_dwell = _load(connection, "outcomes", outcomes)
-        counts += count_rows(connection, "outcomes", late="before their user's exposure", when="o.us < u.us")
+        has_dwell = _load(connection, "outcomes", outcomes, label="outcomes")
+        counts += count_rows(
+            connection, "outcomes", label="outcomes", late="before their user's exposure", when="o.us < u.us"
+        )
         days, sums_UDK = _sum_days(connection, outcomes)
         before_UK = None
         if before is not None:
-            _load(connection, "before", before)
+            _load(connection, "earlier", before, label=EARLIER)
             start = "(SELECT min(us) FROM users)"
-            counts += count_rows(connection, "before", late="from the first exposure on", when=f"o.us >= {start}")
+            counts += count_rows(
+                connection, "earlier", label=EARLIER, late="from the first exposure on", when=f"o.us >= {start}"
+            )
             before_UK = _sum_before(connection, start=start, num_users=len(sums_UDK))
         users = read_columns(connection, "SELECT us, is_treatment FROM users ORDER BY user_row")
     return Observed(
@@ -122,7 +127,7 @@ def read_usage(outcomes: Path) -> Observed:
         SchemaMismatch, DataError: as in `read_test`.
     """
     with _database() as connection:
-        has_dwell = _load(connection, "outcomes", outcomes)
+        has_dwell = _load(connection, "outcomes", outcomes, label="outcomes")
         connection.execute(
             "CREATE TABLE users AS SELECT (row_number() OVER (ORDER BY user_id) - 1)::BIGINT AS user_row, user_id, "
             "min(us) AS us, false AS is_treatment FROM outcomes GROUP BY user_id"
@@ -155,15 +160,15 @@ def _database() -> Iterator[duckdb.DuckDBPyConnection]:
         ) from error
 
 
-def _load(connection: duckdb.DuckDBPyConnection, name: str, path: Path) -> bool:
+def _load(connection: duckdb.DuckDBPyConnection, name: str, path: Path, *, label: str) -> bool:
     """Make a table of outcomes; returns whether it has any dwell time."""
-    source = source_of(path, OUTCOMES, name=name)
+    source = source_of(path, OUTCOMES, name=label)
     columns = {str(row[0]) for row in connection.execute(f"DESCRIBE SELECT * FROM {source}").fetchall()}
     dwell = "dwell_seconds::DOUBLE" if "dwell_seconds" in columns else "NULL::DOUBLE"
     connection.execute(_OUTCOMES.format(name=name, source=source, dwell=dwell))
     if not number(connection, f"SELECT count(*) FROM {name}"):
         raise DataError(
-            f"no row of the {name} has a user, a story, a time and whether it was clicked",
+            f"no row of the {label} has a user, a story, a time and whether it was clicked",
             expected="at least one such row, with ids from 1 on",
             where=str(path),
             remedy="write the log again from its source",
@@ -204,7 +209,7 @@ def _sum_days(connection: duckdb.DuckDBPyConnection, path: Path) -> tuple[tuple[
 def _sum_before(connection: duckdb.DuckDBPyConnection, *, start: str, num_users: int) -> Floats:
     found = read_columns(
         connection,
-        f"SELECT user_row, {_SUMS} FROM before o JOIN users u USING (user_id) WHERE o.us < {start} GROUP BY ALL",
+        f"SELECT user_row, {_SUMS} FROM earlier o JOIN users u USING (user_id) WHERE o.us < {start} GROUP BY ALL",
     )
     sums_UK = np.zeros((num_users, 3))
     sums_UK[found["user_row"]] = np.stack([found[name] for name in ("shown", "clicked", "dwell")], axis=1)

@@ -37,7 +37,8 @@ class World:
     Attributes:
         user_ids_U: ids, ascending, [U].
         seconds_U: each user's mean dwell time of a clicked story, [U].
-        user_I, story_I, us_I: user row, story id and epoch microseconds, [I], by user and time.
+        user_I, story_I, us_I: user row, story id and epoch microseconds of the request, [I], by user
+            and time.
         probability_I: the true click probability, [I].
         is_control_I, is_treatment_I: which impressions the arms show; the same before the test, [I].
         start_day, last_day: of the test, days since 1970.
@@ -108,7 +109,7 @@ def make_world(truth: Path, *, sharpness: float, seed: int) -> World:
         raise _no_truth(truth, "there are no true click probabilities")
     with duckdb.connect() as connection:
         found = connection.execute(
-            "SELECT user_id, story_id, epoch_us(shown_at) AS us, probability, "
+            "SELECT user_id, story_id, probability, min(epoch_us(shown_at)) OVER (PARTITION BY request_id) AS us, "
             "dense_rank() OVER (ORDER BY user_id, request_id) AS request "
             "FROM read_parquet($files) ORDER BY user_id, us, story_id",
             {"files": [str(file) for file in files]},
