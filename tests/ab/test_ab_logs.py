@@ -53,7 +53,8 @@ def random_test(seed: int) -> tuple[list[Row], list[Row], list[Row]]:
         for user in rng.integers(1, 200, 400).tolist()
     ]
     exposures += [{"user_id": 3, "arm": arm, "exposed_at": START} for arm in ("control", "treatment")]
-    return exposures, [outcome(0, NUM_DAYS) for _ in range(3_000)], [outcome(-3, 4) for _ in range(1_000)]
+    outcomes, before = [outcome(0, NUM_DAYS) for _ in range(3_000)], [outcome(-3, 4) for _ in range(1_000)]
+    return exposures, outcomes + outcomes[:20], before + before[:20]
 
 
 class Oracle:
