@@ -16,9 +16,10 @@ def draw_users(seed: int, *, num_users: int = 400, lift: float = 0.2) -> tuple[n
     rng = np.random.default_rng(seed)
     is_treatment_U = rng.random(num_users) < 0.4
     taste_U = 0.2 * np.exp(0.4 * rng.standard_normal(num_users)).clip(max=3)
+    diligence_U = np.exp(0.5 * rng.standard_normal(num_users))
 
     def sums(rate_U: np.ndarray) -> np.ndarray:
-        shown_U = 1 + rng.poisson(20 * np.exp(0.5 * rng.standard_normal(num_users)))
+        shown_U = 1 + rng.poisson(20 * diligence_U)
         clicked_U = rng.binomial(shown_U, rate_U)
         return np.stack([shown_U, clicked_U, rng.gamma(2.0, 10.0, num_users) * clicked_U], axis=1).astype(float)
 
@@ -47,8 +48,9 @@ def test_the_click_rate_has_the_scatter_of_a_regression_with_users_as_clusters()
     assert effect.difference.high - effect.difference.estimate == pytest.approx(1.96 * error, rel=0.01)
     assert effect.lift.estimate == pytest.approx(rates[1] / rates[0] - 1)
     assert effect.variance == pytest.approx(sum(v / r**2 for v, r in zip(variances, rates, strict=True)))
-    naive = sum(r * (1 - r) / s for r, s in zip(rates, (1, 1), strict=True)) / sums_UK[:, SHOWN].sum()
-    assert sum(variances) > 3 * naive  # impressions of a user are not independent
+    shown = [sums_UK[is_treatment_U == arm, SHOWN].sum() for arm in (False, True)]
+    naive = sum(rate * (1 - rate) / num for rate, num in zip(rates, shown, strict=True))
+    assert sum(variances) > 1.5 * naive  # impressions of a user are not independent
 
 
 def test_a_mean_per_user_is_compared_as_welch_does() -> None:
@@ -80,7 +82,7 @@ def test_cuped_is_the_regression_on_arm_and_values_before() -> None:
     narrowing = 1 - (residuals @ residuals) / sum(
         ((arm - arm.mean()) ** 2).sum() for arm in (sums_UK[is_treatment_U, CLICKED], sums_UK[~is_treatment_U, CLICKED])
     )
-    assert 1 - effect.variance / plain.variance == pytest.approx(narrowing, abs=0.05)
+    assert 1 - effect.variance / plain.variance == pytest.approx(narrowing, abs=0.08)
 
 
 def test_cuped_takes_the_luck_of_the_draw_away() -> None:

@@ -50,7 +50,7 @@ def test_a_large_lift_is_deployed_whenever_one_looks(tmp_path: Path) -> None:
 
 
 def test_a_small_lift_holds_only_where_the_test_was_to_end() -> None:
-    analysis = judge(draw_observed(lift=0.06))
+    analysis = judge(draw_observed(lift=0.1))
     assert (analysis.verdict.outcome, analysis.verdict.is_final) == (Outcome.BETTER, False)
     assert "if the test was planned to end today" in analysis.verdict.recommendation
 
