@@ -27,7 +27,7 @@ from storyrec.logs.partitions import EPOCH, encode
 from storyrec.storage import write_file
 
 MEAN_SECONDS = 30.0
-USER_SCATTER, CLICK_SCATTER = 0.5, 1.0  # standard deviations of the logarithm of a dwell time
+USER_SCATTER, CLICK_SCATTER = 0.5, 0.7  # standard deviations of the logarithm of a dwell time
 
 
 @dataclass(frozen=True)
