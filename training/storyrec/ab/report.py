@@ -1,7 +1,7 @@
 """An analyzed test as one HTML page, as Markdown, as JSON and on the terminal."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from importlib.resources import files
 from pathlib import Path
@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from storyrec.ab.analyze import Analysis, Measured
+from storyrec.ab.effects import Effect, Metric
 from storyrec.ab.plots import plot_distribution, plot_effects, plot_looks, plot_ratio
 from storyrec.ab.power import Planned
 from storyrec.ab.sequence import SPREAD
@@ -97,7 +98,8 @@ def print_analysis(analysis: Analysis, *, console: Console) -> None:
         console.print(f"Warning: {warning}")
     console.print(f"{_headline(analysis)}. {analysis.verdict.recommendation}")
     console.print(_about(analysis))
-    _print_table(HEAD, [*_rows(analysis.metrics)], console=console)
+    rows = [[m.metric.label, *_effect_cells(m.best), *_sequence_cells(m)] for m in analysis.metrics]
+    _print_table(("metric", "lift (95 %)", "p", "valid at every look", "p"), rows, console=console)
     for counted in analysis.counts:
         if counted.count:
             console.print(f"{counted.what}: {counted.count:,} of {counted.of:,}")
@@ -115,7 +117,7 @@ def print_plan(planned: Sequence[Planned], *, lift: float, power: float, console
     )
     rows = [
         [
-            one.metric.label,
+            _short(one.metric),
             str(one.num_days),
             f"{one.num_users:,}",
             f"{one.detectable:+.1%}",
@@ -129,32 +131,25 @@ def print_plan(planned: Sequence[Planned], *, lift: float, power: float, console
 
 def print_trials(trials: Sequence[Trials], *, console: Console) -> None:
     """How often tests whose effect is known alarm, and how often their intervals hold it."""
-    head = (
-        "metric",
-        "true lift",
-        "mean estimate",
-        "alarms, one look",
-        "with CUPED",
-        "every look",
-        "usual interval at every look",
-        "holds, one look",
-        "with CUPED",
-        "every look",
-        "variance by CUPED",
-    )
-    rows = [
-        [
-            one.metric.label,
-            f"{one.lift:+.2%}",
-            f"{one.mean_lift:+.2%}",
-            *(f"{rate:.1%}" for rate in (one.alarms, one.adjusted_alarms, one.daily_alarms, one.peeking_alarms)),
-            *(f"{rate:.1%}" for rate in (one.covered, one.adjusted_covered, one.daily_covered)),
-            f"{-one.narrowing:+.0%}",
-        ]
-        for one in trials
+    figures: list[tuple[str, Callable[[Trials], float], str]] = [
+        ("true lift", lambda one: one.lift, "+.2%"),
+        ("mean estimate", lambda one: one.mean_lift, "+.2%"),
+        ("alarms: at the end", lambda one: one.alarms, ".1%"),
+        ("  at the end, with CUPED", lambda one: one.adjusted_alarms, ".1%"),
+        ("  confidence sequence, at any look", lambda one: one.daily_alarms, ".1%"),
+        ("  interval of one look, at any look", lambda one: one.peeking_alarms, ".1%"),
+        ("holds the true lift: at the end", lambda one: one.covered, ".1%"),
+        ("  at the end, with CUPED", lambda one: one.adjusted_covered, ".1%"),
+        ("  confidence sequence", lambda one: one.daily_covered, ".1%"),
+        ("variance, by CUPED", lambda one: -one.narrowing, "+.0%"),
     ]
     console.print(f"{trials[0].repetitions:,} tests of {trials[0].num_users:,} users, {trials[0].num_days} days")
-    _print_table(head, rows, console=console)
+    rows = [[name, *(format(figure(one), form) for one in trials)] for name, figure, form in figures]
+    _print_table(("", *(_short(one.metric) for one in trials)), rows, console=console)
+
+
+def _short(metric: Metric) -> str:
+    return metric.label.removesuffix(" per user")
 
 
 def _headline(analysis: Analysis) -> str:
@@ -172,17 +167,26 @@ def _about(analysis: Analysis) -> str:
 
 def _rows(metrics: Sequence[Measured]) -> Iterator[list[str]]:
     for measured in metrics:
-        effects = [measured.effect, measured.adjusted]
-        cells = [cell for e in effects for cell in ((say_interval(e.lift), f"{e.p_value:.2g}") if e else (NONE, NONE))]
-        last = measured.looks[-1] if measured.looks else None
         yield [
             measured.metric.label,
             _value(measured, measured.control),
             _value(measured, measured.treatment),
-            *cells,
+            *_effect_cells(measured.effect),
+            *_effect_cells(measured.adjusted),
             NONE if measured.narrowing is None else f"{-measured.narrowing:+.0%}",
-            *((say_interval(last.sequence), f"{last.p_value:.2g}") if last else (NONE, NONE)),
+            *_sequence_cells(measured),
         ]
+
+
+def _effect_cells(effect: Effect | None) -> list[str]:
+    return [say_interval(effect.lift), f"{effect.p_value:.2g}"] if effect else [NONE, NONE]
+
+
+def _sequence_cells(measured: Measured) -> list[str]:
+    if not measured.looks:
+        return [NONE, NONE]
+    last = measured.looks[-1]
+    return [say_interval(last.sequence), f"{last.p_value:.2g}"]
 
 
 def _value(measured: Measured, value: float | None) -> str:

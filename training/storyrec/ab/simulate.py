@@ -147,8 +147,10 @@ def draw_test(world: World, *, rng: np.random.Generator, treatment_share: float 
     shown_I = np.where(is_treatment_U[world.user_I], world.is_treatment_I, world.is_control_I)
     rows = np.flatnonzero(shown_I)
     clicked = rng.random(len(rows)) < world.probability_I[rows]
-    scatter = np.exp(CLICK_SCATTER * rng.standard_normal(len(rows)) - CLICK_SCATTER**2 / 2)
-    return Draw(is_treatment_U, rows, clicked, np.where(clicked, world.seconds_U[world.user_I[rows]] * scatter, np.nan))
+    seconds = np.full(len(rows), np.nan)
+    scatter = np.exp(CLICK_SCATTER * rng.standard_normal(clicked.sum()) - CLICK_SCATTER**2 / 2)
+    seconds[clicked] = world.seconds_U[world.user_I[rows[clicked]]] * scatter
+    return Draw(is_treatment_U, rows, clicked, seconds)
 
 
 def observe(world: World, draw: Draw) -> Observed:
