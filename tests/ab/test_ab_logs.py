@@ -125,8 +125,9 @@ def test_sums_and_counts_are_those_of_plain_python(tmp_path: Path, seed: int) ->
     oracle = Oracle(exposures, outcomes, before)
     half = len(outcomes) // 2
     write(tmp_path / "outcomes" / "dt=2026-03-02" / "a.parquet", outcomes[:half], OUTCOMES)
-    milliseconds = OUTCOMES.set(2, pa.field("shown_at", pa.timestamp("ms", "Europe/Berlin")))
-    write(tmp_path / "outcomes" / "dt=2026-03-03" / "b.parquet", outcomes[half:], milliseconds)
+    other = OUTCOMES.set(2, pa.field("shown_at", pa.timestamp("ms", "Europe/Berlin")))
+    other = other.set(4, pa.field("dwell_seconds", pa.float32()))
+    write(tmp_path / "outcomes" / "dt=2026-03-03" / "b.parquet", outcomes[half:], other)
     found = read_test(
         write(tmp_path / "exposures.parquet", exposures, EXPOSURES),
         tmp_path / "outcomes",
