@@ -14,7 +14,7 @@ from full_disk import full_disk
 from storyrec.ab.analyze import judge
 from storyrec.ab.logs import Observed
 from storyrec.ab.report import JSON, MARKDOWN, PAGE, markdown_analysis, print_analysis, render_analysis, write_analysis
-from storyrec.ab.verdict import Outcome
+from storyrec.ab.verdict import Outcome, conclude
 from storyrec.errors import StorageError
 
 
@@ -55,6 +55,16 @@ def test_a_small_lift_holds_only_where_the_test_was_to_end() -> None:
     assert "if the test was planned to end today" in analysis.verdict.recommendation
 
 
+@pytest.mark.parametrize(("p_value", "outcome"), [(0.016, Outcome.BETTER), (0.018, Outcome.OPEN)])
+def test_three_metrics_are_three_chances_to_be_wrong(p_value: float, outcome: Outcome) -> None:
+    clicks, *others = judge(draw_observed(lift=0.1)).metrics
+    assert clicks.effect is not None
+    clicks = replace(clicks, effect=replace(clicks.effect, p_value=p_value), adjusted=None, looks=())
+    dull = [replace(other, effect=replace(clicks.effect, p_value=0.9), adjusted=None, looks=()) for other in others]
+    verdict = conclude([clicks, *dull], is_mismatch=False)
+    assert (verdict.outcome, verdict.is_final) == (outcome, False)
+
+
 def test_a_loss_keeps_the_control() -> None:
     verdict = judge(draw_observed(lift=-0.5)).verdict
     assert verdict.outcome == Outcome.WORSE
@@ -85,6 +95,8 @@ def test_a_sample_ratio_mismatch_comes_first_and_decides() -> None:
     assert page.index("Sample-ratio mismatch") < page.index("<h1>This test cannot be trusted") < page.index("<table>")
     assert "distrusted" in page[page.index("<h1>") :]
     assert not judge(observed, treatment_share=0.5).sample_ratio.is_mismatch
+    fewer = replace(observed, is_treatment_U=np.arange(1_500) < 400)
+    assert not judge(fewer, treatment_share=0.27).sample_ratio.is_mismatch
 
 
 def test_the_chi_square_is_that_of_the_textbook() -> None:
