@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
+from storyrec.ab.commands import ab_app
 from storyrec.config import Config, load_config, parse_day
 from storyrec.errors import EXIT_CODE, ConfigError, StoryrecError
 from storyrec.experiments.commands import experiment_app
@@ -31,6 +32,7 @@ app = typer.Typer(
 import_app = typer.Typer(help="Turn other formats into the log contract.", no_args_is_help=True)
 quarantine_app = typer.Typer(help="Look at rejected rows and put corrected ones back.", no_args_is_help=True)
 registry_app = typer.Typer(help="Look at what is deployed; go back to the model before.", no_args_is_help=True)
+app.add_typer(ab_app, name="ab")
 app.add_typer(experiment_app, name="experiment")
 app.add_typer(import_app, name="import")
 app.add_typer(quarantine_app, name="quarantine")

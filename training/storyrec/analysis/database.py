@@ -64,6 +64,21 @@ def open_database(files: Mapping[str, TableFiles]) -> Iterator[duckdb.DuckDBPyCo
     `product_clicks` (day, user_id, product_id, us). Tables `stories` and `products`: each item once, as its
     newest row has it, in order of id, numbered from 1 on; `mounts` with products of any id, `pairs` with known ones.
     """
+    with open_scratch() as connection:
+        sources = {table: _source(found) for table, found in files.items()}
+        connection.execute(_EVENTS.format(day_us=DAY_US, **sources))
+        published = _PUBLISHED.format(day_us=DAY_US)
+        connection.execute(_CATALOGS.format(day_us=DAY_US, newest=_NEWEST, published=published, **sources))
+        yield connection
+
+
+@contextmanager
+def open_scratch() -> Iterator[duckdb.DuckDBPyConnection]:
+    """An empty database within a memory limit; what does not fit goes to a temporary folder.
+
+    Raises:
+        StorageError: memory or disk is full, or a file that was read is gone.
+    """
     with _spill_folder() as spill:
         settings: dict[str, str | bool | int | float | list[str]] = {
             "memory_limit": MEMORY,
@@ -72,10 +87,6 @@ def open_database(files: Mapping[str, TableFiles]) -> Iterator[duckdb.DuckDBPyCo
         }
         with duckdb.connect(config=settings) as connection:
             connection.execute("SET enable_progress_bar = false")
-            sources = {table: _source(found) for table, found in files.items()}
-            connection.execute(_EVENTS.format(day_us=DAY_US, **sources))
-            published = _PUBLISHED.format(day_us=DAY_US)
-            connection.execute(_CATALOGS.format(day_us=DAY_US, newest=_NEWEST, published=published, **sources))
             yield connection
 
 

@@ -83,6 +83,8 @@ def _may_cast(found: pa.DataType, wanted: pa.DataType) -> bool:
         )
     if pa.types.is_float32(wanted):
         return bool(pa.types.is_float16(found) or pa.types.is_float32(found))
+    if pa.types.is_float64(wanted):
+        return bool(pa.types.is_floating(found) or pa.types.is_integer(found))
     if pa.types.is_list(wanted):
         is_list = pa.types.is_list(found) or pa.types.is_large_list(found) or pa.types.is_fixed_size_list(found)
         same = is_list and found.value_type == wanted.value_type
