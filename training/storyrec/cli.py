@@ -358,7 +358,7 @@ def bless_model(
     config: ConfigOption = None,
 ) -> None:
     """Give the gate's verdict, with its reasons."""
-    from storyrec.gate import bless_model
+    from storyrec.gate.bless import bless_model
 
     typer.echo("blessed" if bless_model(load_config(config), evaluation=evaluation, out=out) else "not blessed")
 
