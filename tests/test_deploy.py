@@ -1,5 +1,6 @@
 """Deployment by its effects: what the registry and the run's folder hold afterwards."""
 
+import hashlib
 import json
 import shutil
 from concurrent.futures import ThreadPoolExecutor
@@ -111,8 +112,10 @@ def test_a_first_model_and_its_successor_are_deployed(any_place: Place, packed: 
     assert (outcome.deployed, outcome.version, outcome.previous) == (True, second.version, first.version)
     pointer = json.loads(any_place.pointer() or b"")
     assert (pointer["version"], pointer["previous"]["version"]) == (second.version, first.version)
-    assert pointer["verdict"]["champion"] == first.version
-    assert pointer["verdict"]["reasons"] == list(outcome.reasons)
+    change = pointer["changes"][-1]
+    assert (change["action"], change["version"]) == ("deploy", second.version)
+    assert change["why"] == "; ".join(outcome.reasons)
+    assert change["blessing"] == hashlib.sha256((second.verdict / "verdict.json").read_bytes()).hexdigest()
 
     fetch_bundle(any_place.registry, second.version, tmp_path / "copy")
     assert Bundle.load(tmp_path / "copy").version == second.version

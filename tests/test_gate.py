@@ -93,7 +93,9 @@ def test_a_model_against_itself_passes_and_differs_in_nothing(
 def test_shuffled_scores_are_refused(evaluated: Evaluated, judge: Callable[..., Verdict]) -> None:
     evaluated.challenger = evaluated.spoiled(1.0)
     names = failed(judge(evaluated))
-    assert {"per_user_auc_floor", "log_loss_ceiling", *(f"{name}_against_champion" for name in AGAINST[:3])} <= set(names)
+    assert {"per_user_auc_floor", "log_loss_ceiling", *(f"{name}_against_champion" for name in AGAINST[:3])} <= set(
+        names
+    )
     evaluated.champion = None
     assert {"per_user_auc_floor", "log_loss_ceiling"} <= set(failed(judge(evaluated)))
 
@@ -161,7 +163,9 @@ def test_scores_that_rank_alike_but_drift_are_refused(evaluated: Evaluated, judg
     evaluated.challenger = evaluated.truth**0.5
     names = failed(judge(evaluated))
     assert "per_user_auc_against_champion" not in names
-    assert {"log_loss_against_champion", "calibration_error", "calibration_against_champion", "score_drift"} <= set(names)
+    assert {"log_loss_against_champion", "calibration_error", "calibration_against_champion", "score_drift"} <= set(
+        names
+    )
 
 
 def test_calibration_is_weighed_against_the_earlier_runs(

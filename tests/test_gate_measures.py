@@ -42,7 +42,9 @@ def test_each_sum_gives_the_figure_of_the_metrics(rows: tuple[np.ndarray, ...]) 
     loss = log_loss_sums(user_ids, clicked, scores, users_U=users)
     assert loss.total_U.sum() / loss.weight_U.sum() == pytest.approx(log_loss(clicked, scores))
     one = user_ids == users[7]
-    assert loss.total_U[7] / loss.weight_U[7] == pytest.approx(log_loss(clicked[one], scores[one], labels=[False, True]))
+    assert loss.total_U[7] / loss.weight_U[7] == pytest.approx(
+        log_loss(clicked[one], scores[one], labels=[False, True])
+    )
 
 
 def test_the_calibration_error_is_that_of_ten_equal_bins(rows: tuple[np.ndarray, ...]) -> None:

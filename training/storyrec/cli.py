@@ -19,6 +19,7 @@ from rich.console import Console
 from storyrec.config import Config, load_config, parse_day
 from storyrec.errors import EXIT_CODE, ConfigError, StoryrecError
 from storyrec.experiments.commands import experiment_app
+from storyrec.registry_commands import registry_app
 
 if TYPE_CHECKING:
     from storyrec.storage import Storage
@@ -32,7 +33,6 @@ app = typer.Typer(
 )
 import_app = typer.Typer(help="Turn other formats into the log contract.", no_args_is_help=True)
 quarantine_app = typer.Typer(help="Look at rejected rows and put corrected ones back.", no_args_is_help=True)
-registry_app = typer.Typer(help="Look at what is deployed; go back to the model before.", no_args_is_help=True)
 features_app = typer.Typer(help="Look into the feature store.", no_args_is_help=True)
 app.add_typer(experiment_app, name="experiment")
 app.add_typer(import_app, name="import")
@@ -392,26 +392,6 @@ def pipeline(
 
 
 # --- what is deployed -------------------------------------------------------------------------
-
-
-@registry_app.command("show")
-def registry_show(config: ConfigOption = None) -> None:
-    """Show the champion and those before it."""
-    from storyrec.registry import read_champion
-    from storyrec.storage import open_storage
-
-    locations = load_config(config).locations
-    _print_json(read_champion(open_storage(locations.registry, s3_endpoint=locations.s3_endpoint)))
-
-
-@registry_app.command("rollback")
-def registry_rollback(config: ConfigOption = None) -> None:
-    """Make the champion before this one the champion again."""
-    from storyrec.registry import rollback
-    from storyrec.storage import open_storage
-
-    locations = load_config(config).locations
-    _print_json(rollback(open_storage(locations.registry, s3_endpoint=locations.s3_endpoint)))
 
 
 @app.command()

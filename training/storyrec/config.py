@@ -204,6 +204,7 @@ class Serving(Section):
 
     host: str = "127.0.0.1"
     port: int = Field(8080, ge=0, le=65_535)
+    follow: Literal["champion", "canary"] = "champion"  # what to serve; without a canary, the champion
     poll_seconds: float = Field(5.0, gt=0)  # how often the champion pointer is looked at
     max_candidates: int = Field(5_000, ge=1)  # of one request
     cache: str = "var/serving"  # where served bundles are kept

@@ -4,6 +4,7 @@ A blessed bundle is pushed, fetched back and queried, and then the pointer is sw
 happens, runs/dt=D/outcome.json says what and why; it is written last.
 """
 
+import hashlib
 import json
 import tempfile
 from collections.abc import Mapping
@@ -19,7 +20,8 @@ from storyrec.errors import Conflict
 from storyrec.gate.evidence import EVALUATION
 from storyrec.gate.verdict import VERDICT
 from storyrec.manifest import Manifest, verify_folder
-from storyrec.registry import Pointer, fetch_bundle, push_bundle, read_champion, switch_champion
+from storyrec.pointer import Pointer
+from storyrec.registry import fetch_bundle, push_bundle, read_champion, switch_champion
 from storyrec.storage import Storage, open_storage
 
 OUTCOME = "outcome.json"
@@ -134,7 +136,8 @@ def _deploy(
             version=manifest.version,
             day=manifest.day,
             expected_version=blessing["champion"],
-            verdict={"champion": blessing["champion"], "reasons": reasons},
+            why="; ".join(reasons),
+            blessing=hashlib.sha256(records[VERDICT]).hexdigest(),
         )
     except Conflict as conflict:
         return _not_deployed(read_champion(registry), manifest, (conflict.found, f"expected: {conflict.expected}"))

@@ -48,7 +48,9 @@ def serve_with(config: Config, *, sequences: "Callable[[], Sequences | None]") -
         port = listener.getsockname()[1]
         # one server a port, so one server a cache
         champion = ServedBundle(
-            open_storage(locations.registry, s3_endpoint=locations.s3_endpoint), Path(settings.cache) / str(port)
+            open_storage(locations.registry, s3_endpoint=locations.s3_endpoint),
+            Path(settings.cache) / str(port),
+            follow_canary=settings.follow == "canary",
         )
         champion.refresh()
         app = create_app(
