@@ -80,7 +80,7 @@ def test_a_better_challenger_is_blessed_and_the_verdict_names_what_it_judged(
 def test_a_model_against_itself_passes_and_differs_in_nothing(
     evaluated: Evaluated, judge: Callable[..., Verdict]
 ) -> None:
-    evaluated.challenger = evaluated.spoiled(0.3)
+    evaluated.challenger = evaluated.spoiled(0.15)
     evaluated.champion = evaluated.challenger.copy()
     verdict = judge(evaluated)
     assert failed(verdict) == []
@@ -260,7 +260,8 @@ NEEDED = [
 
 
 @pytest.mark.parametrize("value", [KeyError, None, float("nan"), "high", True, []])
-def test_a_missing_or_strange_figure_is_never_blessed(evaluated: Evaluated, tmp_path: Path, value: object) -> None:
+def test_a_missing_or_strange_figure_is_never_blessed(tmp_path: Path, value: object) -> None:
+    evaluated = Evaluated.of(num_users=220)
     assert judge_changed(evaluated, tmp_path, "day", "2026-03-09").blessed
     for path in NEEDED:
         verdict = judge_changed(evaluated, tmp_path, path, value)
@@ -270,9 +271,8 @@ def test_a_missing_or_strange_figure_is_never_blessed(evaluated: Evaluated, tmp_
 
 @pytest.mark.parametrize("name", [field.name for field in fields(Thresholds)])
 @pytest.mark.parametrize("value", [None, float("nan")])
-def test_a_missing_threshold_is_never_blessed(
-    evaluated: Evaluated, judge: Callable[..., Verdict], name: str, value: float | None
-) -> None:
+def test_a_missing_threshold_is_never_blessed(judge: Callable[..., Verdict], name: str, value: float | None) -> None:
+    evaluated = Evaluated.of(num_users=220)
     if name == "allow_first_model":
         evaluated.champion = None
     assert judge(evaluated).blessed

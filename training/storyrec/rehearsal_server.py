@@ -12,6 +12,7 @@ import threading
 from pathlib import Path
 
 from storyrec.config import load_config
+from storyrec.errors import StoryrecError
 from storyrec.ranking import NO_CLICKS, Clicks
 from storyrec.routes import Sequences
 from storyrec.serving import serve_with
@@ -35,4 +36,7 @@ def _end_with_parent() -> None:
 
 if __name__ == "__main__":
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    serve_with(load_config(Path(sys.argv[1])), sequences=lambda: clicks_of_file(Path(sys.argv[2])))
+    try:
+        serve_with(load_config(Path(sys.argv[1])), sequences=lambda: clicks_of_file(Path(sys.argv[2])))
+    except StoryrecError as error:
+        sys.exit(str(error))

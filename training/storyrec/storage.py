@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 WHOLE_BYTES = 2**23
 """A larger object in S3 is read by ranges of RANGE_BYTES at least."""
 RANGE_BYTES = 2**18
-CONNECT_SECONDS, READ_SECONDS = 5, 60
-"""How long S3 may be silent."""
+CONNECT_SECONDS, READ_SECONDS, NUM_ATTEMPTS = 5, 60, 4
+"""How long S3 may be silent, and how often a request is tried."""
 
 LOST_CONDITION = ("PreconditionFailed", "ConditionalRequestConflict", "NoSuchKey", "412", "409")
 """How S3 says that a conditional write lost; a missing bucket is none of these."""
@@ -347,7 +347,7 @@ def open_s3(endpoint: str = "") -> "S3Client":
     settings = BotoConfig(
         connect_timeout=CONNECT_SECONDS,
         read_timeout=READ_SECONDS,
-        retries={"mode": "standard", "total_max_attempts": 4},
+        retries={"mode": "standard", "total_max_attempts": NUM_ATTEMPTS},
         request_checksum_calculation="when_required",  # gateways other than AWS refuse the newer trailers
         response_checksum_validation="when_required",
     )

@@ -20,7 +20,7 @@ from storyrec.gate.measures import (
     ndcg_sums,
 )
 from storyrec.gate.thresholds import Margin, Thresholds
-from storyrec.gate.verdict import SLICE, Outcome
+from storyrec.gate.verdict import SLICE, Outcome, Value
 from storyrec.metrics import Booleans, Floats, Integers
 
 
@@ -66,7 +66,10 @@ def compare(evidence: Evidence, *, num_resamples: int, seed: int) -> Comparison:
     totals_UM = np.column_stack([*columns, *gaps, num_shown_U])
     sums_RM = np.vstack([totals_UM.sum(axis=0), resampled_sums(totals_UM, num_resamples=num_resamples, seed=seed)])
 
-    estimates, resampled_R, num_users, champion = {}, {}, {}, {}
+    estimates: dict[str, float] = {}
+    resampled_R: dict[str, Floats] = {}
+    num_users: dict[str, int] = {}
+    champion: dict[str, float] = {}
     with np.errstate(invalid="ignore", divide="ignore"):  # an empty slice is NaN, and not judged
         for place, (name, new, old, sign) in enumerate(parts):
             ratio_R = sign * sums_RM[:, 2 * place] / sums_RM[:, 2 * place + 1]
@@ -116,7 +119,7 @@ def judge_slice(comparison: Comparison, name: str, thresholds: Thresholds) -> Ou
     num_users = comparison.num_users[name]
     label = f"{name.removeprefix(SLICE)}, {num_users:,} users: per-user AUC"
     if num_users < needed:
-        figures = {"num_users": num_users, "estimate": comparison.estimates[name], "judged": False}
+        figures: dict[str, Value] = {"num_users": num_users, "estimate": comparison.estimates[name], "judged": False}
         reason = (
             f"{name.removeprefix(SLICE)}: {num_users:,} scorable users, too few to be judged (it takes {needed:,.0f})"
         )
