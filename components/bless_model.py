@@ -18,7 +18,7 @@ def bless_model(
     from storyrec.component import step_process, verdict_markdown
 
     with step_process("bless_model", config_json) as config:
-        from storyrec.gate import bless_model
+        from storyrec.gate.bless import bless_model
 
         bless_model(config, evaluation=Path(evaluation.path), out=Path(verdict.path))
         Path(reasons.path).write_text(verdict_markdown(Path(verdict.path)), encoding="utf-8")

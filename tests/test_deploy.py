@@ -1,5 +1,6 @@
 """Deployment by its effects: what the registry and the run's folder hold afterwards."""
 
+import hashlib
 import json
 import shutil
 from concurrent.futures import ThreadPoolExecutor
@@ -11,19 +12,19 @@ from threading import Barrier
 import numpy as np
 import pytest
 
+from evaluated import Evaluated
 from s3_server import S3Server
 from storyrec.bundle import Bundle
 from storyrec.config import Config, Locations
 from storyrec.deploy import Outcome, deploy_model, keep_champion, query_pushed
 from storyrec.errors import ModelError, StorageError
 from storyrec.evaluate import evaluate_model
-from storyrec.gate import bless_model
+from storyrec.gate.bless import bless_model
 from storyrec.manifest import seal_folder
 from storyrec.registry import fetch_bundle, push_bundle, read_champion, rollback, switch_champion
 from storyrec.storage import FolderStorage, Storage, open_storage
 from trained import World
 
-NUM_USERS = 300
 DAYS = tuple(date(2026, 3, day) for day in range(4, 9))
 
 
@@ -85,31 +86,17 @@ def make_run(
     *,
     day: date,
     champion: str | None,
-    auc: float = 0.66,
-    before: float = 0.65,
+    worse: bool = False,
 ) -> Run:
     """A bundle of `day`, evaluated and judged against `champion`; the gate really judges."""
     bundle = folder / "bundle"
     shutil.copytree(packed, bundle)
     version = seal_folder(bundle, day=day).version
-    noise = np.random.default_rng(0).uniform(-0.1, 0.1, NUM_USERS)
-    challenger_auc, champion_auc = (mean + noise - noise.mean() for mean in (auc, before))
-    (folder / "evaluation").mkdir()
-    metrics = {"per_user_auc": float(challenger_auc.mean()), "num_not_finite": 0}
-    other = {"version": champion, "metrics": {"per_user_auc": float(champion_auc.mean()), "num_not_finite": 0}}
-    evaluation = {
-        "day": day.isoformat(),
-        "challenger": {"version": version, "metrics": metrics, "onnx_difference": 1e-7},
-        "champion": other if champion else None,
-    }
-    (folder / "evaluation" / "evaluation.json").write_text(json.dumps(evaluation))
-    (folder / "evaluation" / "report.html").write_text("<p>report</p>")
-    np.savez(
-        folder / "evaluation" / "per_user.npz",
-        user_ids=np.arange(NUM_USERS),
-        challenger_auc=challenger_auc,
-        champion_auc=champion_auc,
-    )
+    evaluated = Evaluated.of()
+    evaluated.day, evaluated.versions = day.isoformat(), (version, champion or "")
+    evaluated.challenger = evaluated.spoiled(0.5 if worse else 0.0)
+    evaluated.champion = evaluated.spoiled(0.1) if champion else None
+    evaluated.write(folder / "evaluation")
     bless_model(place.config, evaluation=folder / "evaluation", out=folder / "verdict")
     return Run(bundle, folder / "evaluation", folder / "verdict", version, day)
 
@@ -125,12 +112,15 @@ def test_a_first_model_and_its_successor_are_deployed(any_place: Place, packed: 
     assert (outcome.deployed, outcome.version, outcome.previous) == (True, second.version, first.version)
     pointer = json.loads(any_place.pointer() or b"")
     assert (pointer["version"], pointer["previous"]["version"]) == (second.version, first.version)
-    assert pointer["verdict"]["champion"] == first.version
-    assert pointer["verdict"]["reasons"] == list(outcome.reasons)
+    change = pointer["changes"][-1]
+    assert (change["action"], change["version"]) == ("deploy", second.version)
+    assert change["why"] == "; ".join(outcome.reasons)
+    assert change["blessing"] == hashlib.sha256((second.verdict / "verdict.json").read_bytes()).hexdigest()
 
     fetch_bundle(any_place.registry, second.version, tmp_path / "copy")
     assert Bundle.load(tmp_path / "copy").version == second.version
-    for name, source in (("evaluation.json", second.evaluation), ("verdict.json", second.verdict)):
+    records = {"evaluation.json": second.evaluation, "verdict.json": second.verdict, "model_card.md": second.verdict}
+    for name, source in records.items():
         assert (tmp_path / "copy" / name).read_bytes() == (source / name).read_bytes()
         assert (any_place.work / f"runs/dt={DAYS[1]}" / name).read_bytes() == (source / name).read_bytes()
     assert (any_place.work / f"runs/dt={DAYS[1]}/report.html").read_text() == "<p>report</p>"
@@ -159,16 +149,18 @@ def test_what_evaluate_model_writes_can_be_judged_and_deployed(
         assert verdict["challenger"] == Bundle.load(packed).version
         assert verdict["champion"] == (champion if before else None)
     # the same model against itself: no user is better or worse
-    comparison = verdict["rules"][-1]
-    assert comparison["passed"]
-    assert comparison["figures"]["difference"] == comparison["figures"]["num_worse"] == 0
+    against = [rule for rule in verdict["rules"] if rule["name"].endswith("_against_champion")]
+    assert len(against) == 4
+    for rule in against:
+        assert rule["passed"]
+        assert rule["figures"]["estimate"] == rule["figures"]["lower"] == 0
 
 
 def test_a_worse_challenger_leaves_the_pointer_and_pushes_nothing(place: Place, packed: Path, tmp_path: Path) -> None:
     first = make_run(place, packed, tmp_path / "1", day=DAYS[0], champion=None)
     first.deploy(place)
     before = {key: place.registry.read(key) for key in place.registry.list()}
-    worse = make_run(place, packed, tmp_path / "2", day=DAYS[1], champion=first.version, auc=0.62)
+    worse = make_run(place, packed, tmp_path / "2", day=DAYS[1], champion=first.version, worse=True)
     for outcome in (
         worse.deploy(place),
         keep_champion(place.config, bundle=worse.bundle, verdict=worse.verdict, evaluation=worse.evaluation),

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections import Counter
 from datetime import timedelta
 from pathlib import Path
 
@@ -19,7 +20,8 @@ from storyrec.logs.partitions import encode
 from storyrec.manifest import seal_folder
 from storyrec.metrics import per_user_auc
 from storyrec.report import render_report
-from storyrec.schema import TRUTH, Domain
+from storyrec.schema import SOURCES, TRUTH, Domain
+from storyrec.slices import SLICES
 from storyrec.storage import FolderStorage
 from trained import World, make_bundle
 
@@ -72,9 +74,10 @@ def test_both_models_are_judged_on_all_held_out_impressions(
         assert read[name]["version"] == bundle.version
         assert read[name]["metrics"]["per_user_auc"] == pytest.approx(expected.mean)
         assert read[name]["metrics"]["num_impressions"] == len(holdout)
-        per_user = np.load(evaluation / "per_user.npz")
-        assert per_user[f"{name}_auc"] == pytest.approx(expected.values_U)
-        assert per_user["user_ids"].tolist() == expected.users_U.tolist()
+        scores = np.load(evaluation / "scores.npz")
+        held = per_user_auc(scores["user_ids"], scores["clicked"], scores[name])
+        assert held.values_U == pytest.approx(expected.values_U)
+        assert held.users_U.tolist() == expected.users_U.tolist()
     assert read["challenger"]["version"] != read["champion"]["version"]
 
 
@@ -89,7 +92,7 @@ def test_without_a_truth_there_is_no_oracle(world: World, packed: Path, tmp_path
     read = json.loads((tmp_path / "out" / "evaluation.json").read_text())
     assert read["oracle"] is None
     assert read["champion"] is None
-    assert np.isnan(np.load(tmp_path / "out" / "per_user.npz")["champion_auc"]).all()
+    assert "champion" not in np.load(tmp_path / "out" / "scores.npz")
 
 
 def test_popularity_is_the_training_clicks_of_the_story(world: World, evaluation: Path) -> None:
@@ -159,16 +162,54 @@ def test_what_a_champion_of_few_words_does_not_know_is_counted_and_warned_of(
     assert any("champion" in warning for warning in warnings) == (largest < 0.5)
 
 
-def test_the_slices_cover_the_sources_and_the_cold_users(world: World, evaluation: Path) -> None:
-    slices = {s["name"]: s for s in json.loads((evaluation / "evaluation.json").read_text())["slices"]}
-    by_source = [s["num_impressions"] for name, s in slices.items() if name.startswith("source ")]
-    assert sum(by_source) == len(world.data.holdout)
+def test_the_slices_are_what_their_names_say(world: World, evaluation: Path) -> None:
+    data, holdout = world.data, world.data.holdout
+    with np.load(evaluation / "scores.npz") as scores:
+        parts = dict(zip(SLICES, scores["slices"], strict=True))
+    shown = Counter(holdout.user_ids_B.tolist())
+    few, many = np.quantile(list(shown.values()), [0.25, 0.75])
+    start_us = midnight_us(data.windows.holdout_start(data.day))
+    for row in range(len(holdout)):
+        clicks = int(holdout.story_stop_B[row] - holdout.story_start_B[row])
+        story = holdout.story_rows_B[row]
+        num_shown = shown[int(holdout.user_ids_B[row])]
+        expected = {
+            "new stories": data.stories.published_us_N[story] >= start_us,
+            "users without story clicks": clicks == 0,
+            "short story sequences": 1 <= clicks <= 4,
+            "full story sequences": clicks == data.sequence_length,
+            "light users": num_shown <= few,
+            "heavy users": num_shown >= many,
+        } | {f"source {name}": data.stories.sources_N[story] == number for number, name in enumerate(SOURCES)}
+        assert {name: bool(parts[name][row]) for name in SLICES} == {k: bool(v) for k, v in expected.items()}
+    read = {part["name"]: part for part in json.loads((evaluation / "evaluation.json").read_text())["slices"]}
+    assert list(read) == list(SLICES)
+    assert sum(read[f"source {name}"]["num_impressions"] for name in SOURCES) == len(holdout)
+
+
+def test_the_bundle_was_rehearsed_and_weighed(packed: Path, evaluation: Path) -> None:
+    read = json.loads((evaluation / "evaluation.json").read_text())
+    assert read["rehearsal"]["error"] is None
+    assert read["rehearsal"]["version"] == Bundle.load(packed).version
+    assert read["challenger"]["num_bytes"] == sum(f.stat().st_size for f in packed.rglob("*") if f.is_file())
+    assert read["changed_settings"] == []
+
+
+def gain_rule(name: str, *, passed: bool, lower: float) -> dict[str, object]:
+    figures = {"estimate": 0.001, "lower": lower, "upper": 0.006, "detectable": 0.007, "confidence": 0.95}
+    rest = {"num_users": 321, "champion": 0.6, "judged": True}
+    return {"name": name, "passed": passed, "figures": figures | rest, "threshold": -0.01, "reason": name}
 
 
 def test_the_report_is_one_page_that_names_the_figures_and_the_verdict(evaluation: Path) -> None:
     verdict = {
         "blessed": False,
-        "rules": [{"name": "floor", "passed": False, "reason": "per-user AUC <b>0.1</b> is too low"}],
+        "rules": [
+            {"name": "floor", "passed": False, "figures": {}, "reason": "per-user AUC <b>0.1</b> is too low"},
+            gain_rule("per_user_auc_against_champion", passed=True, lower=-0.004),
+            gain_rule(f"slice: {SLICES[0]}", passed=False, lower=-0.05),
+            {"name": f"slice: {SLICES[1]}", "passed": True, "figures": {"judged": False}, "reason": "too few"},
+        ],
     }
     validation = {"tables": {"stories": {"rows": 1234, "valid": 1230, "quarantined": {"title_not_blank": 4}}}}
     page = render_report(evaluation, verdict=verdict, validation=validation)
@@ -177,7 +218,12 @@ def test_the_report_is_one_page_that_names_the_figures_and_the_verdict(evaluatio
     assert "Not blessed" in page
     assert "&lt;b&gt;0.1&lt;/b&gt;" in page  # what comes from data is text, never markup
     assert "4 × title_not_blank" in page
-    assert page.count("<svg") == 4
+    assert page.count("<svg") == 5
+    assert "As good, as far as this day can tell" in page
+    assert "0.10 percentage points more often" in page
+    assert "a true difference of 0.70 points" in page
+    assert "too few users" in page
+    assert "The settings are the same" in page
     assert "http" not in page.replace("http://www.w3.org", "").replace("http://purl.org", "").replace(
         "http://creativecommons.org", ""
     ).replace("https://matplotlib.org", "")

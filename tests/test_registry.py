@@ -1,6 +1,8 @@
 """The registry on a folder and on a running S3 server."""
 
 import json
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import date
@@ -8,13 +10,15 @@ from pathlib import Path
 from threading import Barrier
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from s3_server import S3Server
 from storyrec.config import Config, Locations
 from storyrec.errors import Conflict, ModelError, StorageError
 from storyrec.manifest import seal_folder, verify_folder
+from storyrec.pointer import Champion, Change, Pointer
 from storyrec.registry import (
-    Pointer,
     champion_before,
     fetch_bundle,
     fetch_champion,
@@ -47,7 +51,7 @@ def make_bundle(folder: Path, *, day: date, content: bytes = b"weights") -> str:
 def deploy(storage: Storage, folder: Path, *, day: date, expected: str | None) -> str:
     version = make_bundle(folder, day=day)
     push_bundle(storage, folder)
-    switch_champion(storage, version=version, day=day, expected_version=expected, verdict={"reasons": ["good"]})
+    switch_champion(storage, version=version, day=day, expected_version=expected, why="good", blessing="b" * 64)
     return version
 
 
@@ -58,8 +62,11 @@ def test_the_pointer_follows_the_deployments(storage: Storage, tmp_path: Path) -
     second = deploy(storage, tmp_path / "2", day=DAYS[1], expected=first)
     pointer = json.loads(storage.read("champion.json"))
     assert (pointer["version"], pointer["day"]) == (second, "2026-03-09")
-    assert pointer["previous"] == {"version": first, "day": "2026-03-08"}
-    assert pointer["verdict"] == {"reasons": ["good"]}
+    assert (pointer["previous"]["version"], pointer["previous"]["day"]) == (first, "2026-03-08")
+    changes = [(entry["action"], entry["version"], entry["why"], entry["blessing"]) for entry in pointer["changes"]]
+    assert changes == [("deploy", first, "good", "b" * 64), ("deploy", second, "good", "b" * 64)]
+    assert all("@" in entry["by"] for entry in pointer["changes"])
+    assert pointer["changes"][-1]["at"] == pointer["deployed_at"]
     assert [entry["version"] for entry in pointer["history"]] == [first]
     read = read_champion(storage)
     assert read is not None
@@ -123,8 +130,11 @@ def test_of_two_deployers_one_wins(storage: Storage, tmp_path: Path, there_befor
 def test_rollback_deploys_the_champion_before_and_remembers_the_one_that_went(storage: Storage, tmp_path: Path) -> None:
     first = deploy(storage, tmp_path / "1", day=DAYS[0], expected=None)
     second = deploy(storage, tmp_path / "2", day=DAYS[1], expected=first)
-    pointer = rollback(storage)
+    pointer = rollback(storage, why="clicks fell")
     assert read_champion(storage) == pointer
+    assert [change.action for change in pointer.changes] == ["deploy", "deploy", "rollback"]
+    assert pointer.changes[-1].version == first
+    assert pointer.changes[-1].why == f"rolled back from {second} of 2026-03-09: clicks fell"
     assert (pointer.champion.version, pointer.champion.day) == (first, DAYS[0])
     assert pointer.history == ()
     assert [champion.version for champion in pointer.withdrawn] == [second]
@@ -160,7 +170,7 @@ def test_an_upload_killed_half_way_is_no_bundle_and_a_rerun_finishes_it(storage:
     def write_two(key: str, content: bytes) -> None:
         nonlocal written
         written += 1
-        if written > 2:
+        if written > 3:  # the mark of the upload, and two files
             raise Killed
         write(key, content)
 
@@ -181,11 +191,11 @@ def test_an_upload_killed_half_way_is_no_bundle_and_a_rerun_finishes_it(storage:
 def test_a_bundle_is_written_once(storage: Storage, tmp_path: Path) -> None:
     version = make_bundle(tmp_path / "bundle", day=DAYS[0])
     push_bundle(storage, tmp_path / "bundle")
-    before = {key: storage.read(key) for key in storage.list()}
+    before = {key: storage.read(key) for key in storage.list("bundles/")}
     (tmp_path / "bundle" / "training.json").write_bytes(b'{"seconds": 3}')
     assert seal_folder(tmp_path / "bundle", day=DAYS[0]).version == version  # a record is no part of the model
     assert push_bundle(storage, tmp_path / "bundle") == version
-    assert {key: storage.read(key) for key in storage.list()} == before
+    assert {key: storage.read(key) for key in storage.list("bundles/")} == before
 
 
 @pytest.mark.parametrize("damage", ["changed", "missing", "other manifest", "no json"])
@@ -214,6 +224,96 @@ def test_a_folder_that_does_not_match_its_manifest_is_not_pushed(storage: Storag
     with pytest.raises(ModelError, match=r"ranker\.onnx was changed"):
         push_bundle(storage, tmp_path / "bundle")
     assert storage.list() == []
+
+
+FORMAT_1 = {
+    "version": "e" * 16,
+    "day": "2026-03-09",
+    "deployed_at": "2026-03-10T04:00:00+00:00",
+    "previous": {"version": "d" * 16, "day": "2026-03-08"},
+    "verdict": {"champion": "d" * 16, "reasons": ["good"]},
+    "history": [{"version": "d" * 16, "day": "2026-03-08", "deployed_at": "2026-03-09T04:00:00+00:00"}],
+    "withdrawn": [{"version": "f" * 16, "day": "2026-03-07", "deployed_at": "2026-03-08T04:00:00+00:00"}],
+}
+
+
+def test_a_pointer_of_format_1_is_read_and_its_next_change_writes_format_2(storage: Storage, tmp_path: Path) -> None:
+    storage.write("champion.json", json.dumps(FORMAT_1).encode())
+    pointer = read_champion(storage)
+    assert pointer is not None
+    assert (pointer.champion.version, pointer.champion.day, pointer.canary) == ("e" * 16, DAYS[1], None)
+    assert pointer.previous is not None
+    assert (pointer.previous.version, pointer.changes) == ("d" * 16, ())
+    assert [champion.version for champion in pointer.withdrawn] == ["f" * 16]
+    version = deploy(storage, tmp_path / "1", day=DAYS[2], expected="e" * 16)
+    written = json.loads(storage.read("champion.json"))
+    assert written["format"] == 2
+    assert [entry["version"] for entry in written["history"]] == ["d" * 16, "e" * 16]
+    assert [entry["version"] for entry in written["changes"]] == [version]
+
+
+def test_a_pointer_of_a_later_format_is_refused_in_words(storage: Storage) -> None:
+    storage.write("champion.json", json.dumps(FORMAT_1 | {"format": 3}).encode())
+    with pytest.raises(ModelError, match="format 3, this program reads formats 1 and 2"):
+        read_champion(storage)
+
+
+@given(
+    days=st.lists(st.dates(), min_size=1, max_size=5),
+    texts=st.lists(st.text(max_size=30), min_size=5, max_size=5),
+    with_canary=st.booleans(),
+)
+def test_every_pointer_survives_its_json(days: list[date], texts: list[str], with_canary: bool) -> None:
+    champions = tuple(Champion(f"{number:016x}", day, texts[0]) for number, day in enumerate(days))
+    change = Change(texts[1], texts[2], "promote", None, texts[3], texts[4])
+    pointer = Pointer(champions[0], champions[-1] if with_canary else None, champions, champions[1:], (change,))
+    assert Pointer.from_json(pointer.to_json()) == pointer
+
+
+RACER = """
+import sys
+from datetime import date
+from storyrec.errors import Conflict
+from storyrec.registry import switch_champion
+from storyrec.storage import open_storage
+
+storage = open_storage(sys.argv[1], s3_endpoint=sys.argv[2])
+storage.read_versioned("champion.json")  # imports and connections are made before the start
+print("ready", flush=True)
+sys.stdin.readline()
+try:
+    switch_champion(storage, version=sys.argv[3], day=date(2026, 3, 9), expected_version=sys.argv[4], why="raced")
+except Conflict:
+    print("lost")
+else:
+    print("won")
+"""
+
+
+def test_of_two_deployers_in_two_processes_one_wins(storage: Storage, tmp_path: Path) -> None:
+    expected = deploy(storage, tmp_path / "0", day=DAYS[0], expected=None)
+    endpoint = storage.endpoint if isinstance(storage, S3Storage) else ""
+    for attempt in range(3):
+        versions = [f"{2 * attempt + number + 1:016x}" for number in range(2)]
+        command = [sys.executable, "-c", RACER, storage.url, endpoint]
+        racers = [
+            subprocess.Popen([*command, version, expected], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+            for version in versions
+        ]
+        for racer in racers:
+            assert racer.stdout is not None
+            assert racer.stdout.readline() == "ready\n"
+        for racer in racers:
+            assert racer.stdin is not None
+            racer.stdin.write("go\n")
+            racer.stdin.flush()
+        said = [racer.communicate(timeout=60)[0].strip() for racer in racers]
+        assert sorted(said) == ["lost", "won"]
+        pointer = read_champion(storage)
+        assert pointer is not None
+        assert pointer.champion.version == versions[said.index("won")]
+        assert len(pointer.changes) == attempt + 2
+        expected = pointer.champion.version
 
 
 @pytest.mark.parametrize("content", [b"{", b"[]", b"{}", b'{"version": "a", "day": "never", "deployed_at": ""}'])

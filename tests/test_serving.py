@@ -28,6 +28,7 @@ from storyrec.errors import ModelError, PlatformError, StorageError
 from storyrec.features.build import build_features, materialize_features
 from storyrec.manifest import seal_folder
 from storyrec.match import nearest_stories
+from storyrec.promote import set_canary
 from storyrec.ranking import NO_CLICKS, Clicks, rank
 from storyrec.registry import push_bundle, read_champion, rollback, switch_champion
 from storyrec.routes import Sequences, create_app
@@ -250,6 +251,29 @@ def test_a_new_champion_takes_over_and_its_predecessor_after_a_rollback(
     rollback(champion.registry)
     assert champion.refresh()
     assert champion.bundle.version == first.version
+
+
+def test_a_server_that_follows_the_canary_serves_it_and_else_the_champion(
+    champion: ServedBundle, packed: Path, tmp_path: Path
+) -> None:
+    assert champion.bundle is not None
+    first, registry = champion.bundle.version, champion.registry
+    shutil.copytree(packed, tmp_path / "second")
+    second = seal_folder(tmp_path / "second", day=DAYS[1]).version
+    verdict = json.dumps({"blessed": True, "challenger": second}).encode()
+    push_bundle(registry, tmp_path / "second", records={"verdict.json": verdict})
+    follower = ServedBundle(registry, tmp_path / "canary", follow_canary=True)
+
+    def served(*servers: ServedBundle) -> list[str]:
+        for server in servers:
+            server.refresh()
+        return [server.bundle.version for server in servers if server.bundle is not None]
+
+    assert served(champion, follower) == [first, first]
+    set_canary(registry, second, why="a try")
+    assert served(champion, follower) == [first, second]
+    set_canary(registry, None, why="enough")
+    assert served(champion, follower) == [first, first]
 
 
 @pytest.mark.parametrize("damage", ["changed", "unfinished", "nan", "pointer"])

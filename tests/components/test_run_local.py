@@ -13,7 +13,7 @@ from storyrec.component import flat_figures, folder_or_none, is_blessed, judged_
 from storyrec.config import Config, Locations
 from storyrec.errors import StoryrecError
 from storyrec.evaluate import evaluate_model
-from storyrec.gate import Rule, Verdict, verdict_json
+from storyrec.gate.verdict import Rule, Verdict, verdict_json
 from storyrec.manifest import verify_folder
 from storyrec.registry import read_champion
 from storyrec.storage import open_storage
@@ -35,6 +35,7 @@ def write_verdict(folder: Path, packed: Path, *, blessed: bool) -> Path:
     rule = Rule("by_hand", blessed, {}, None, reason)
     folder.mkdir()
     verdict = Verdict(blessed, manifest.day.isoformat(), manifest.version, None, (rule,))
+    (folder / "model_card.md").write_text("# Model card\n")
     (folder / "verdict.json").write_bytes(verdict_json(verdict))
     return folder
 

@@ -6,7 +6,7 @@
     dual.safetensors    pre-trained extractors: match stories to products
     tokenizer.json, config.toml (windows resolved), training.json
     items/*.npy         ids, item vectors and matching vectors of both domains; row 0 is padding
-    evaluation.json, verdict.json    added by the deployment
+    evaluation.json, verdict.json, model_card.md    added by the deployment
 
 Loading and scoring need onnxruntime and numpy alone; torch is imported only to pack a bundle and to
 embed items that its tables do not hold.

@@ -17,6 +17,7 @@ from storyrec.config import Config, load_config, parse_day
 from storyrec.errors import EXIT_CODE, ConfigError, StoryrecError
 from storyrec.experiments.commands import experiment_app
 from storyrec.features.commands import features_app
+from storyrec.registry_commands import registry_app
 from storyrec.terminal import ConfigOption, DayOption, print_json
 
 if TYPE_CHECKING:
@@ -31,7 +32,6 @@ app = typer.Typer(
 )
 import_app = typer.Typer(help="Turn other formats into the log contract.", no_args_is_help=True)
 quarantine_app = typer.Typer(help="Look at rejected rows and put corrected ones back.", no_args_is_help=True)
-registry_app = typer.Typer(help="Look at what is deployed; go back to the model before.", no_args_is_help=True)
 app.add_typer(ab_app, name="ab")
 app.add_typer(experiment_app, name="experiment")
 app.add_typer(import_app, name="import")
@@ -341,7 +341,7 @@ def bless_model(
     config: ConfigOption = None,
 ) -> None:
     """Give the gate's verdict, with its reasons."""
-    from storyrec.gate import bless_model
+    from storyrec.gate.bless import bless_model
 
     typer.echo("blessed" if bless_model(load_config(config), evaluation=evaluation, out=out) else "not blessed")
 
@@ -375,26 +375,6 @@ def pipeline(
 
 
 # --- what is deployed -------------------------------------------------------------------------
-
-
-@registry_app.command("show")
-def registry_show(config: ConfigOption = None) -> None:
-    """Show the champion and those before it."""
-    from storyrec.registry import read_champion
-    from storyrec.storage import open_storage
-
-    locations = load_config(config).locations
-    print_json(read_champion(open_storage(locations.registry, s3_endpoint=locations.s3_endpoint)))
-
-
-@registry_app.command("rollback")
-def registry_rollback(config: ConfigOption = None) -> None:
-    """Make the champion before this one the champion again."""
-    from storyrec.registry import rollback
-    from storyrec.storage import open_storage
-
-    locations = load_config(config).locations
-    print_json(rollback(open_storage(locations.registry, s3_endpoint=locations.s3_endpoint)))
 
 
 @app.command()

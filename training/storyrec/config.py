@@ -161,16 +161,35 @@ class Evaluation(Section):
     seed: int = 7
 
 
+class Margin(Section):
+    """What a challenger may lose against the champion, and how sure it must be that it does not lose more."""
+
+    margin: float = Field(ge=0)
+    confidence: float = Field(gt=0.5, lt=1)  # of a one-sided bound
+
+
 class Gate(Section):
-    """What a challenger must reach."""
+    """What a challenger must reach; docs/operations.md says how the margins were chosen."""
 
     allow_first_model: bool = True
-    min_per_user_auc: float = Field(0.52, ge=0, le=1)
     min_users: int = Field(200, ge=1)
-    margin: float = Field(0.005, ge=0)  # per-user AUC the challenger may lose against the champion
-    confidence: float = Field(0.95, gt=0.5, lt=1)
-    num_resamples: int = Field(2_000, ge=100)
+    min_per_user_auc: float = Field(0.52, ge=0, le=1)
+    max_log_loss_ratio: float = Field(1.0, gt=0)  # over the log loss of always saying the click rate
     max_onnx_difference: float = Field(1e-5, gt=0)
+    max_served_difference: float = Field(1e-5, gt=0)
+    max_latency_ms: float = Field(100.0, gt=0)  # of 95 % of the answers to 500 candidates
+    max_bundle_megabytes: float = Field(4_000.0, gt=0)
+    max_bundle_growth: float = Field(1.5, gt=0)  # times the champion's size
+    max_calibration_error: float = Field(0.05, gt=0)
+    max_calibration_rise: float = Field(0.02, ge=0)  # over the median of the earlier runs
+    max_drift: float = Field(0.25, gt=0)  # population stability index of the scores
+    per_user_auc: Margin = Margin(margin=0.01, confidence=0.95)
+    ndcg: Margin = Margin(margin=0.02, confidence=0.95)
+    log_loss: Margin = Margin(margin=0.005, confidence=0.95)
+    calibration: Margin = Margin(margin=0.02, confidence=0.95)
+    slices: Margin = Margin(margin=0.03, confidence=0.9)  # per-user AUC
+    min_slice_users: int = Field(200, ge=1)
+    num_resamples: int = Field(2_000, ge=100)
     seed: int = 7
 
 
@@ -185,6 +204,7 @@ class Serving(Section):
 
     host: str = "127.0.0.1"
     port: int = Field(8080, ge=0, le=65_535)
+    follow: Literal["champion", "canary"] = "champion"  # what to serve; without a canary, the champion
     poll_seconds: float = Field(5.0, gt=0)  # how often the champion pointer is looked at
     max_candidates: int = Field(5_000, ge=1)  # of one request
     cache: str = "var/serving"  # where served bundles are kept

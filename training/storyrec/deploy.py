@@ -4,6 +4,7 @@ A blessed bundle is pushed, fetched back and queried, and then the pointer is sw
 happens, runs/dt=D/outcome.json says what and why; it is written last.
 """
 
+import hashlib
 import json
 import tempfile
 from collections.abc import Mapping
@@ -13,11 +14,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from storyrec.bundle import Bundle
+from storyrec.card import MODEL_CARD
 from storyrec.config import Config
 from storyrec.errors import Conflict
-from storyrec.gate import EVALUATION, VERDICT
+from storyrec.gate.evidence import EVALUATION
+from storyrec.gate.verdict import VERDICT
 from storyrec.manifest import Manifest, verify_folder
-from storyrec.registry import Pointer, fetch_bundle, push_bundle, read_champion, switch_champion
+from storyrec.pointer import Pointer
+from storyrec.registry import fetch_bundle, push_bundle, read_champion, switch_champion
 from storyrec.storage import Storage, open_storage
 
 OUTCOME = "outcome.json"
@@ -117,7 +121,8 @@ def _deploy(
     if settled is not None:
         return settled
     try:
-        records = {EVALUATION: (evaluation / EVALUATION).read_bytes(), VERDICT: (verdict / VERDICT).read_bytes()}
+        paths = (evaluation / EVALUATION, verdict / VERDICT, verdict / MODEL_CARD)
+        records = {path.name: path.read_bytes() for path in paths}
     except OSError as error:
         reason = f"what it was blessed on cannot be read: {error.filename}: {error.strerror}"
         return _not_deployed(pointer, manifest, (reason,))
@@ -131,7 +136,8 @@ def _deploy(
             version=manifest.version,
             day=manifest.day,
             expected_version=blessing["champion"],
-            verdict={"champion": blessing["champion"], "reasons": reasons},
+            why="; ".join(reasons),
+            blessing=hashlib.sha256(records[VERDICT]).hexdigest(),
         )
     except Conflict as conflict:
         return _not_deployed(read_champion(registry), manifest, (conflict.found, f"expected: {conflict.expected}"))
@@ -211,7 +217,7 @@ def _record(config: Config, outcome: Outcome, *, evaluation: Path | None, verdic
     """Keep what a person wants to see of the run; the outcome last."""
     work = open_storage(config.locations.work, s3_endpoint=config.locations.s3_endpoint)
     prefix = f"runs/dt={outcome.day}"
-    sources = [verdict / VERDICT]
+    sources = [verdict / VERDICT, verdict / MODEL_CARD]
     if evaluation is not None:
         sources += [evaluation / EVALUATION, evaluation / REPORT]
     for source in sources:

@@ -8,6 +8,7 @@ import dataclasses
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -23,8 +24,10 @@ from storyrec.features.titles import UnknownWords
 from storyrec.logs.partitions import list_days, read_partition
 from storyrec.metrics import Booleans, Floats, per_user_auc, summarize
 from storyrec.progress import Tracker, track
+from storyrec.rehearsal import rehearse
 from storyrec.report import render_report
-from storyrec.schema import SOURCES, TRUTH, Domain
+from storyrec.schema import TRUTH, Domain
+from storyrec.slices import held_out_slices
 from storyrec.storage import open_storage, write_file, write_folder
 
 SCORING_BATCH = 4_096
@@ -33,7 +36,7 @@ NUM_EXAMPLES = 3
 
 
 def evaluate_model(config: Config, *, dataset: Path, bundle: Path, champion: Path | None, out: Path) -> None:
-    """Write evaluation.json, per_user.npz and report.html for a challenger.
+    """Write evaluation.json, scores.npz and report.html for a challenger, and rehearse its serving.
 
     Args:
         config: settings; evaluation, locations.truth.
@@ -55,19 +58,28 @@ def evaluate_model(config: Config, *, dataset: Path, bundle: Path, champion: Pat
         challenger_B = score_instances(challenger, data, holdout, progress=progress)
         champion_B = score_instances(incumbent, data, holdout, progress=progress) if incumbent else None
 
+    rehearsal = rehearse(bundle, data=data, scores_B=challenger_B)
     unknown = {
         name: _unknown_words(model, data)
         for name, model in (("challenger", challenger), ("champion", incumbent))
         if model is not None
     }
+    slices = held_out_slices(data)
     popularity_B = popularity(data)
     truth_B = true_probabilities(config, data)
     evaluation = {
         "day": data.day.isoformat(),
         "windows": dataclasses.asdict(data.windows),
         "num_candidates": config.evaluation.num_candidates,
+        "top_k": config.evaluation.top_k,
+        "seed": config.evaluation.seed,
+        "dataset": data.summary()["counts"],
+        "settings": challenger.config.model_dump(mode="json"),
+        "changed_settings": _changed(incumbent.config, challenger.config) if incumbent else [],
+        "rehearsal": dataclasses.asdict(rehearsal),
         "challenger": {
             "version": challenger.version,
+            "num_bytes": _num_bytes(bundle),
             "metrics": figures(challenger_B),
             "onnx_difference": challenger.onnx_difference,
             "unknown_words": _counts(unknown["challenger"]),
@@ -76,32 +88,25 @@ def evaluate_model(config: Config, *, dataset: Path, bundle: Path, champion: Pat
         },
         "champion": {
             "version": incumbent.version,
+            "num_bytes": _num_bytes(champion),
             "day": incumbent.day.isoformat(),
             "metrics": figures(champion_B),
             "unknown_words": _counts(unknown["champion"]),
         }
-        if incumbent and champion_B is not None
+        if incumbent and champion and champion_B is not None
         else None,
         "oracle": {"metrics": _on_known(config, holdout, truth_B)} if truth_B is not None else None,
         "popularity": {"metrics": figures(popularity_B) | {"mean_score": None}},  # counts are no probabilities
-        "slices": _slices(data, challenger_B, champion_B),
+        "slices": _slices(data, slices, challenger_B, champion_B),
         "examples": _examples(data, challenger_B),
         "warnings": unknown_word_warnings(unknown, largest=config.evaluation.max_unknown_words),
     }
-    by_user = per_user_auc(holdout.user_ids_B, holdout.clicked_B, challenger_B)
-    champion_auc = (
-        per_user_auc(holdout.user_ids_B, holdout.clicked_B, champion_B).values_U
-        if champion_B is not None
-        else np.full_like(by_user.values_U, np.nan)
-    )
+    scores: dict[str, Any] = {"user_ids": holdout.user_ids_B, "clicked": holdout.clicked_B, "challenger": challenger_B}
+    if champion_B is not None:
+        scores["champion"] = champion_B
     with write_folder(out) as folder:
         write_file(folder / "evaluation.json", json.dumps(evaluation, indent=2, ensure_ascii=False).encode())
-        np.savez(
-            folder / "per_user.npz",
-            user_ids=by_user.users_U,
-            challenger_auc=by_user.values_U,
-            champion_auc=champion_auc,
-        )
+        np.savez_compressed(folder / "scores.npz", **scores, slices=np.stack(list(slices.values())))
         write_file(folder / "report.html", render_report(folder).encode())
 
 
@@ -225,23 +230,29 @@ def _calibration(clicked_B: Booleans, scores_B: Floats) -> list[dict[str, float]
     ]
 
 
-def _slices(data: Dataset, challenger_B: Floats, champion_B: Floats | None) -> list[dict[str, object]]:
+def _changed(before: Config, now: Config) -> list[dict[str, object]]:
+    """The settings that differ between two bundles."""
+    old, new = before.model_dump(mode="json"), now.model_dump(mode="json")
+    return [
+        {"name": f"{section}.{name}", "before": old[section][name], "now": value}
+        for section, values in new.items()
+        if isinstance(values, dict)
+        for name, value in values.items()
+        if old[section][name] != value
+    ]
+
+
+def _num_bytes(bundle: Path) -> int:
+    return sum(path.stat().st_size for path in bundle.rglob("*") if path.is_file())
+
+
+def _slices(
+    data: Dataset, slices: Mapping[str, Booleans], challenger_B: Floats, champion_B: Floats | None
+) -> list[dict[str, object]]:
     """Per-user AUC on parts of the held-out impressions, for people to read."""
-    holdout, stories = data.holdout, data.stories
-    first_us = int(holdout.shown_us_B.min()) if len(holdout.shown_us_B) else 0
-    num_story_clicks_B = holdout.story_stop_B - holdout.story_start_B
-    sources_B = stories.sources_N[holdout.story_rows_B]
-    parts: dict[str, Booleans] = {
-        "stories published in the held-out days": stories.published_us_N[holdout.story_rows_B]
-        >= first_us - first_us % 86_400_000_000,
-        "users without story clicks": num_story_clicks_B == 0,
-        "users with a full story sequence": num_story_clicks_B == num_story_clicks_B.max(initial=0),
-    }
-    parts |= {f"source {name}": sources_B == number for number, name in enumerate(SOURCES)}
+    holdout = data.holdout
     rows: list[dict[str, object]] = []
-    for name, part_B in parts.items():
-        if not part_B.any():
-            continue
+    for name, part_B in slices.items():
         users_B, clicked_B = holdout.user_ids_B[part_B], holdout.clicked_B[part_B]
         challenger = per_user_auc(users_B, clicked_B, challenger_B[part_B])
         champion = per_user_auc(users_B, clicked_B, champion_B[part_B]) if champion_B is not None else None

@@ -17,7 +17,7 @@ from storyrec.storage import write_file
 MANIFEST = "manifest.json"
 FORMAT = 1
 VERSION = re.compile(r"[0-9a-f]{16}")
-RECORDS = ("training.json", "evaluation.json", "verdict.json")
+RECORDS = ("training.json", "evaluation.json", "verdict.json", "model_card.md")
 """Files that tell about a model and are no part of it: they do not change its version."""
 
 

@@ -87,10 +87,12 @@ class ClickRanks:
     """The rank of each clicked story among sampled non-clicked ones of the same user.
 
     Attributes:
+        user_ids: who clicked, ascending, one per scorable click.
         ranks: 1 is best, one per scorable click.
         num_left_out: clicks of users without a non-clicked impression.
     """
 
+    user_ids: Integers
     ranks: Integers
     num_left_out: int
 
@@ -123,6 +125,7 @@ def click_ranks(
     chance_B = generator.random(len(user_ids_B))
     order = np.argsort(user_ids_B, kind="stable")
     boundaries = np.flatnonzero(np.diff(user_ids_B[order])) + 1
+    users: list[Integers] = []
     ranks: list[Integers] = []
     num_left_out = 0
     for rows in np.split(order, boundaries):
@@ -134,8 +137,11 @@ def click_ranks(
         chosen = other_rows[np.argsort(draws, axis=1)[:, :num_candidates]]
         score, chance = scores_B[clicked_rows, None], chance_B[clicked_rows, None]
         better = (scores_B[chosen] > score) | ((scores_B[chosen] == score) & (chance_B[chosen] > chance))
+        users.append(user_ids_B[clicked_rows])
         ranks.append(1 + better.sum(axis=1))
-    return ClickRanks(np.concatenate(ranks) if ranks else np.empty(0, np.int64), num_left_out)
+    if not ranks:
+        return ClickRanks(np.empty(0, np.int64), np.empty(0, np.int64), num_left_out)
+    return ClickRanks(np.concatenate(users), np.concatenate(ranks), num_left_out)
 
 
 def summarize(

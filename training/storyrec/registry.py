@@ -3,85 +3,31 @@
 Layout, a folder or an S3 prefix:
 
     bundles/<version>/...    a bundle; its manifest.json is written last, without it there is no bundle
+    uploads/<version>        when somebody last pushed it: what is fresh is not removed
     champion.json            the pointer; every change of it is one conditional write
 
 The pointer carries the champions before it, so that a day can be run again against the champion it
 was first judged against, and those that a person rolled back, so that no rerun deploys them again.
 """
 
-import json
+import getpass
+import os
+import socket
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from datetime import UTC, date, datetime
 from pathlib import Path
 
 from storyrec.config import Config
 from storyrec.errors import Conflict, ModelError
 from storyrec.manifest import MANIFEST, Manifest, verify_folder
+from storyrec.pointer import Champion, Change, Pointer
 from storyrec.storage import Storage, open_storage, write_file, write_folder
 
 POINTER = "champion.json"
 BUNDLES = "bundles"
-
-
-@dataclass(frozen=True)
-class Champion:
-    """A bundle that is or was deployed.
-
-    Attributes:
-        version: of the bundle.
-        day: the day whose run trained it.
-        deployed_at: when the pointer was switched to it, ISO 8601, UTC.
-    """
-
-    version: str
-    day: date
-    deployed_at: str
-
-
-@dataclass(frozen=True)
-class Pointer:
-    """What champion.json says.
-
-    Attributes:
-        champion: the deployed bundle.
-        history: the champions before it, oldest first.
-        withdrawn: champions that were rolled back, oldest first.
-        verdict: summary of the blessing that the champion was deployed on.
-    """
-
-    champion: Champion
-    history: tuple[Champion, ...] = ()
-    withdrawn: tuple[Champion, ...] = ()
-    verdict: Mapping[str, object] | None = None
-
-    @property
-    def previous(self) -> Champion | None:
-        """The champion that a rollback would deploy again."""
-        return self.history[-1] if self.history else None
-
-    def to_json(self) -> bytes:
-        """The bytes of champion.json."""
-        previous = self.previous
-        content = {
-            **_champion_json(self.champion),
-            "previous": {"version": previous.version, "day": previous.day.isoformat()} if previous else None,
-            "verdict": self.verdict,
-            "history": [_champion_json(champion) for champion in self.history],
-            "withdrawn": [_champion_json(champion) for champion in self.withdrawn],
-        }
-        return json.dumps(content, indent=2, ensure_ascii=False).encode()
-
-    @classmethod
-    def from_json(cls, content: bytes) -> "Pointer":
-        """The inverse of `to_json`; ValueError, KeyError or TypeError where it is no pointer."""
-        read = json.loads(content)
-        return cls(
-            champion=_champion(read),
-            history=tuple(_champion(entry) for entry in read["history"]),
-            withdrawn=tuple(_champion(entry) for entry in read["withdrawn"]),
-            verdict=read["verdict"],
-        )
+UPLOADS = "uploads"
+VERDICT = "verdict.json"
 
 
 def read_champion(storage: Storage) -> Pointer | None:
@@ -90,7 +36,7 @@ def read_champion(storage: Storage) -> Pointer | None:
     Raises:
         ModelError: champion.json is damaged.
     """
-    return _read(storage)[0]
+    return read_pointer(storage)[0]
 
 
 def champion_before(storage: Storage, day: date) -> Champion | None:
@@ -122,6 +68,7 @@ def push_bundle(storage: Storage, folder: Path, *, records: Mapping[str, bytes] 
     """
     manifest = verify_folder(folder).with_records(records or {})
     prefix = f"{BUNDLES}/{manifest.version}"
+    storage.write(f"{UPLOADS}/{manifest.version}", now().encode())  # from here on nobody removes what is pushed
     there = storage.read_versioned(f"{prefix}/{MANIFEST}")
     if there is None:
         for name in sorted(manifest.files):
@@ -137,11 +84,11 @@ def push_bundle(storage: Storage, folder: Path, *, records: Mapping[str, bytes] 
     return manifest.version
 
 
-def fetch_bundle(storage: Storage, version: str, folder: Path) -> None:
-    """Copy a bundle out of the registry into a folder that appears whole, its sums verified.
+def read_manifest(storage: Storage, version: str) -> Manifest:
+    """The manifest of a bundle in the registry.
 
     Raises:
-        ModelError: there is no such bundle, its upload never finished, or a file was changed.
+        ModelError: there is no such bundle, its upload never finished, or the manifest is damaged.
     """
     prefix = f"{BUNDLES}/{version}"
     where = f"{storage.url}/{prefix}"
@@ -150,20 +97,32 @@ def fetch_bundle(storage: Storage, version: str, folder: Path) -> None:
         raise ModelError(
             f"bundle {version} is not in the registry or its upload never finished: it has no {MANIFEST}",
             where=where,
-            remedy="run the deployment of its day again, or roll back",
+            remedy="run the deployment of its day again, or name a bundle of `storyrec registry list`",
         )
     manifest = Manifest.from_json(found[0], where=where)
     if manifest.version != version:
         raise ModelError(
             f"the manifest names version {manifest.version}", expected=version, where=where, remedy="deploy it again"
         )
+    return manifest
+
+
+def fetch_bundle(storage: Storage, version: str, folder: Path) -> None:
+    """Copy a bundle out of the registry into a folder that appears whole, its sums verified.
+
+    Raises:
+        ModelError: there is no such bundle, its upload never finished, or a file was changed.
+    """
+    manifest = read_manifest(storage, version)
+    prefix = f"{BUNDLES}/{version}"
+    where = f"{storage.url}/{prefix}"
     with write_folder(folder) as copy:
         for name in manifest.files:
             content = storage.read_versioned(f"{prefix}/{name}")
             if content is None:
                 raise ModelError(f"the bundle has no {name}", where=where, remedy="roll back or deploy it again")
             write_file(copy / name, content[0])
-        write_file(copy / MANIFEST, found[0])
+        write_file(copy / MANIFEST, manifest.to_json())
         verify_folder(copy, where=where)
 
 
@@ -195,7 +154,8 @@ def switch_champion(
     version: str,
     day: date,
     expected_version: str | None,
-    verdict: Mapping[str, object] | None = None,
+    why: str = "",
+    blessing: str | None = None,
 ) -> Pointer:
     """Deploy a pushed bundle by one conditional write of the pointer.
 
@@ -203,12 +163,12 @@ def switch_champion(
         storage: the registry.
         version, day: of the bundle that becomes the champion.
         expected_version: the champion that it was judged against; None: there was none.
-        verdict: summary of its blessing.
+        why, blessing: as in `Change`.
 
     Raises:
         Conflict: another champion is deployed, or somebody switched the pointer meanwhile.
     """
-    pointer, tag = _read(storage)
+    pointer, tag = read_pointer(storage)
     current = pointer.champion.version if pointer else None
     if current != expected_version:
         raise Conflict(
@@ -217,47 +177,63 @@ def switch_champion(
             where=f"{storage.url}/{POINTER}",
             remedy="run the day again, so that it is judged against the champion of now",
         )
-    champion = Champion(version, day, _now())
-    if pointer is None:
-        switched = Pointer(champion, verdict=verdict)
-    else:
-        switched = replace(pointer, champion=champion, history=(*pointer.history, pointer.champion), verdict=verdict)
+    champion = Champion(version, day, now())
+    change = Change(champion.deployed_at, whoami(), "deploy", version, why, blessing)
+    switched = pointer.crown(champion, change) if pointer else Pointer(champion, changes=(change,))
     storage.write_if(POINTER, switched.to_json(), version=tag)
     return switched
 
 
-def rollback(storage: Storage) -> Pointer:
+def rollback(storage: Storage, *, why: str = "") -> Pointer:
     """Deploy the champion before this one again; the one that goes is never deployed by a rerun.
 
     Raises:
         ModelError: there is no champion before, or its bundle is gone.
         Conflict: somebody switched the pointer meanwhile.
     """
-    pointer, tag = _read(storage)
+    pointer, tag = read_pointer(storage)
     if pointer is None or pointer.previous is None:
         raise ModelError(
             "there is no earlier champion to go back to" if pointer else "nothing is deployed",
             where=f"{storage.url}/{POINTER}",
             remedy="deploy a model first",
         )
-    previous = pointer.previous
-    if not storage.exists(f"{BUNDLES}/{previous.version}/{MANIFEST}"):
-        raise ModelError(
-            f"the earlier champion {previous.version} is not in the registry any more",
-            where=f"{storage.url}/{BUNDLES}",
-            remedy="restore its bundle, or deploy another model",
-        )
-    switched = Pointer(
-        champion=replace(previous, deployed_at=_now()),
+    previous = replace(pointer.previous, deployed_at=now())
+    manifest = read_manifest(storage, previous.version)
+    reason = f"rolled back from {pointer.champion.version} of {pointer.champion.day}" + (f": {why}" if why else "")
+    blessing = manifest.files.get(VERDICT)
+    change = Change(previous.deployed_at, whoami(), "rollback", previous.version, reason, blessing)
+    switched = replace(
+        pointer,
+        champion=previous,
         history=pointer.history[:-1],
         withdrawn=(*pointer.withdrawn, pointer.champion),
-        verdict={"reasons": [f"rolled back from {pointer.champion.version} of {pointer.champion.day}"]},
+        changes=(*pointer.changes, change),
     )
     storage.write_if(POINTER, switched.to_json(), version=tag)
     return switched
 
 
-def _read(storage: Storage) -> tuple[Pointer | None, str | None]:
+def whoami() -> str:
+    """Who changes a pointer from here: user@machine."""
+    try:
+        user = getpass.getuser()
+    except (OSError, KeyError):  # a container's user may have no name
+        user = str(os.getuid())
+    return f"{user}@{socket.gethostname()}"
+
+
+def now() -> str:
+    """The time that a change is recorded with."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def read_pointer(storage: Storage) -> tuple[Pointer | None, str | None]:
+    """The pointer, and what `Storage.write_if` compares; None before the first deployment.
+
+    Raises:
+        ModelError: champion.json is damaged.
+    """
     found = storage.read_versioned(POINTER)
     if found is None:
         return None, None
@@ -270,15 +246,3 @@ def _read(storage: Storage) -> tuple[Pointer | None, str | None]:
             where=f"{storage.url}/{POINTER}",
             remedy="restore the file from a backup",
         ) from error
-
-
-def _champion(entry: Mapping[str, str]) -> Champion:
-    return Champion(entry["version"], date.fromisoformat(entry["day"]), entry["deployed_at"])
-
-
-def _champion_json(champion: Champion) -> dict[str, str]:
-    return {name: str(value) for name, value in asdict(champion).items()}
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")

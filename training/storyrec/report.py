@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,9 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from storyrec.drawing import svg
+from storyrec.gate.plots import plot_gains
+from storyrec.gate.verdict import SLICE
+from storyrec.metrics import per_user_auc
 
 Document = dict[str, Any]
 """A parsed JSON object."""
@@ -37,12 +41,13 @@ def render_report(
     """The page for one day's evaluation.
 
     Args:
-        folder: holds evaluation.json and per_user.npz.
+        folder: holds evaluation.json and scores.npz.
         verdict: the gate's verdict; None before it is given.
         validation: the day's validation report; None where it is not at hand.
     """
     evaluation = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
-    per_user = np.load(folder / "per_user.npz")
+    with np.load(folder / "scores.npz") as scores:
+        differences_U, is_difference = _per_user(scores)
     columns = [
         {
             "name": name,
@@ -58,16 +63,19 @@ def render_report(
     return template.render(
         evaluation=evaluation,
         verdict=verdict,
+        rules={rule["name"]: rule for rule in verdict["rules"]} if verdict else {},
+        slice_rule=SLICE,
         validation=validation,
         columns=columns,
         figures=_named_figures(evaluation["challenger"]["metrics"]),
         num_candidates=evaluation["num_candidates"],
         number=_number,
         plots={
-            "difference": _plot_difference(per_user["challenger_auc"], per_user["champion_auc"]),
+            "difference": _plot_users(differences_U, is_difference=is_difference),
             "calibration": _plot_calibration(evaluation["challenger"]["calibration"]),
             "dual": _plot_dual(training["dual"]["curves"]),
             "aden": _plot_aden(training["aden"]["curves"]),
+            "gains": plot_gains(verdict) if verdict else None,
         },
     )
 
@@ -92,23 +100,31 @@ def _share(model: Document, items: str) -> str:
     return f"{counts['num_unknown'] / counts['num_words']:.1%}" if counts and counts["num_words"] else "–"
 
 
-def _plot_difference(challenger_U: np.ndarray, champion_U: np.ndarray) -> markupsafe.Markup:
+def _per_user(scores: Mapping[str, np.ndarray]) -> tuple[np.ndarray, bool]:
+    """Challenger minus champion in per-user AUC, [U]; without a champion the challenger's own, and False."""
+    new_U, *old_U = (
+        per_user_auc(scores["user_ids"], scores["clicked"], scores[name]).values_U
+        for name in ("challenger", "champion")
+        if name in scores
+    )
+    return (new_U - old_U[0], True) if old_U else (new_U, False)
+
+
+def _plot_users(values_U: np.ndarray, *, is_difference: bool) -> markupsafe.Markup:
     figure = Figure(figsize=(4.6, 3.0), layout="constrained")
     axes = figure.subplots()
-    if np.isfinite(champion_U).any():
-        difference_U = challenger_U - champion_U
-        width = max(
-            float(np.quantile(np.abs(difference_U), 0.99)), 1e-3
-        )  # a few users with few impressions differ more
-        axes.hist(difference_U.clip(-width, width), bins=41, range=(-width, width), color="#4878a8")
-        axes.axvline(difference_U.mean(), color="#b3362b", label=f"mean {difference_U.mean():+.4f}")
+    mean = float(values_U.mean()) if values_U.size else math.nan
+    if is_difference:
+        # a few users with few impressions differ more
+        width = max(float(np.quantile(np.abs(values_U), 0.99)), 1e-3) if values_U.size else 1.0
+        axes.hist(values_U.clip(-width, width), bins=41, range=(-width, width), color="#4878a8")
+        axes.axvline(mean, color="#b3362b", label=f"mean {mean:+.4f}")
         axes.set_xlabel("challenger − champion, per-user AUC")
-        axes.legend(frameon=False)
     else:
-        axes.hist(challenger_U, bins=40, range=(0, 1), color="#4878a8")
-        axes.axvline(challenger_U.mean() if challenger_U.size else 0.5, color="#b3362b", label="mean")
+        axes.hist(values_U, bins=40, range=(0, 1), color="#4878a8")
+        axes.axvline(mean, color="#b3362b", label="mean")
         axes.set_xlabel("per-user AUC")
-        axes.legend(frameon=False)
+    axes.legend(frameon=False)
     axes.set_ylabel("users")
     return svg(figure)
 

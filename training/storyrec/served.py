@@ -16,8 +16,8 @@ log = logging.getLogger(__name__)
 class ServedBundle:
     """The bundle that serves; `refresh` replaces it when the pointer names another."""
 
-    def __init__(self, registry: Storage, cache: Path) -> None:
-        self.registry, self.cache = registry, cache
+    def __init__(self, registry: Storage, cache: Path, *, follow_canary: bool = False) -> None:
+        self.registry, self.cache, self.follow_canary = registry, cache, follow_canary
         self.bundle: Bundle | None = None
         self.refused: str | None = None  # why the deployed bundle is not the one that serves
 
@@ -30,7 +30,8 @@ class ServedBundle:
         pointer = read_champion(self.registry)
         if pointer is None:
             return False
-        version = pointer.champion.version
+        followed = (pointer.canary if self.follow_canary else None) or pointer.champion
+        version = followed.version
         if self.bundle is not None and self.bundle.version == version:
             self.refused = None
             return False

@@ -7,6 +7,7 @@ once; one that cannot be used is refused and the old one goes on.
 import logging
 import socket
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,7 +24,16 @@ log = logging.getLogger(__name__)
 
 
 def serve(config: Config) -> None:
-    """Serve the champion until stopped.
+    """Serve the champion until stopped; clicks come from the feature store.
+
+    Raises:
+        PlatformError, StoryrecError: as `serve_with`.
+    """
+    serve_with(config, sequences=lambda: feature_store(config))
+
+
+def serve_with(config: Config, *, sequences: "Callable[[], Sequences | None]") -> None:
+    """Serve the champion until stopped; clicks come from what `sequences` opens once the server has its port.
 
     Raises:
         PlatformError: the port is taken or the address is not this machine's.
@@ -38,12 +48,14 @@ def serve(config: Config) -> None:
         port = listener.getsockname()[1]
         # one server a port, so one server a cache
         champion = ServedBundle(
-            open_storage(locations.registry, s3_endpoint=locations.s3_endpoint), Path(settings.cache) / str(port)
+            open_storage(locations.registry, s3_endpoint=locations.s3_endpoint),
+            Path(settings.cache) / str(port),
+            follow_canary=settings.follow == "canary",
         )
         champion.refresh()
         app = create_app(
             champion,
-            sequences=feature_store(config),
+            sequences=sequences(),
             poll_seconds=settings.poll_seconds,
             max_candidates=settings.max_candidates,
             num_stories=config.match.num_stories,

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 WHOLE_BYTES = 2**23
 """A larger object in S3 is read by ranges of RANGE_BYTES at least."""
 RANGE_BYTES = 2**18
+CONNECT_SECONDS, READ_SECONDS, NUM_ATTEMPTS = 5, 60, 4
+"""How long S3 may be silent, and how often a request is tried."""
 
 LOST_CONDITION = ("PreconditionFailed", "ConditionalRequestConflict", "NoSuchKey", "412", "409")
 """How S3 says that a conditional write lost; a missing bucket is none of these."""
@@ -343,9 +345,9 @@ def open_s3(endpoint: str = "") -> "S3Client":
     from botocore.config import Config as BotoConfig
 
     settings = BotoConfig(
-        connect_timeout=5,
-        read_timeout=60,
-        retries={"mode": "standard", "total_max_attempts": 4},
+        connect_timeout=CONNECT_SECONDS,
+        read_timeout=READ_SECONDS,
+        retries={"mode": "standard", "total_max_attempts": NUM_ATTEMPTS},
         request_checksum_calculation="when_required",  # gateways other than AWS refuse the newer trailers
         response_checksum_validation="when_required",
     )
