@@ -74,6 +74,7 @@ def test_pushed_clicks_stand_until_their_day_states_its_own(world: World, config
 def test_a_pushed_click_of_a_user_without_any_that_day_stands_until_it_is_reconciled(
     world: World, config: Config
 ) -> None:
+    build_features(config, day=day_of(3))
     build_features(config, day=day_of(4))
     materialize_features(config, day=day_of(3), now=NOW)
     client, user = opened(config), 3

@@ -92,7 +92,7 @@ def read_settings(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise _no_repository(path, str(error.strerror)) from error
     settings.pop("auth", None)
-    text = os.path.expandvars(yaml.safe_dump(settings))
+    text = os.path.expandvars(yaml.safe_dump(settings, sort_keys=False))
     missing = re.findall(r"\$\{(\w+)\}", text)
     if missing:
         raise ConfigError(
