@@ -233,4 +233,4 @@ def test_nothing_but_the_simulator_and_the_oracle_line_knows_where_the_truth_is(
     """The true click probabilities must never reach a model."""
     package = Path(evaluate_module.__file__).parent
     readers = {file.name for file in package.rglob("*.py") if "locations.truth" in file.read_text(encoding="utf-8")}
-    assert readers == {"evaluate.py", "run.py", "cli.py"}
+    assert readers == {"evaluate.py", "run.py", "cli.py", "simulate.py"}
