@@ -152,6 +152,25 @@ def test_a_loss_for_some_is_seen_in_their_slice_alone(evaluated: Evaluated, judg
     assert "too few to be judged" in " ".join(small.reasons)
 
 
+def test_a_slice_that_the_day_cannot_tell_stops_only_who_surely_lost_there(
+    evaluated: Evaluated, judge: Callable[..., Verdict]
+) -> None:
+    evaluated.slices[:] = [np.ones(len(evaluated.user_ids), bool)] * len(SLICES)
+    loose = Margin(margin=0.4, confidence=0.95)
+    tight = {"per_user_auc": loose, "ndcg": loose, "log_loss": loose, "calibration": loose}
+    evaluated.challenger = evaluated.spoiled(0.03)
+    blurred = judge(evaluated, slices=Margin(margin=0.0045, confidence=0.95), **tight)
+    figures = rule(blurred, f"slice: {SLICES[0]}")
+    assert failed(blurred) == []
+    assert figures["lower"] < -0.0045 < figures["upper"]
+    assert figures["judged"] is False
+    assert "too blurred to be judged" in " ".join(blurred.reasons)
+    evaluated.challenger = evaluated.spoiled(0.5)
+    lost = judge(evaluated, slices=Margin(margin=0.0045, confidence=0.95), **tight)
+    assert failed(lost) == [f"slice: {name}" for name in SLICES]
+    assert "surely less than -0.0045" in lost.reasons[0]
+
+
 def test_a_slice_without_users_is_reported_and_not_judged(evaluated: Evaluated, judge: Callable[..., Verdict]) -> None:
     verdict = judge(evaluated)
     assert failed(verdict) == []
@@ -195,7 +214,7 @@ def test_calibration_is_weighed_against_the_earlier_runs(
         ("rehearsal.version", CHAMPION, ["rehearsal"]),
         ("rehearsal.num_requests", 0, ["rehearsal"]),
         ("rehearsal.largest_difference", 2e-5, ["rehearsal"]),
-        ("rehearsal.latency_ms_p95", 101.0, ["latency"]),
+        ("rehearsal.latency_ms_p95", 251.0, ["latency"]),
         ("rehearsal.latency_ms_median", 10.0, ["latency"]),  # above the 95 % quantile: a contradiction
         ("challenger.onnx_difference", 2e-5, ["onnx_parity"]),
         ("challenger.onnx_difference", -1.0, ["onnx_parity"]),

@@ -188,7 +188,7 @@ class Gate(Section):
     log_loss: Margin = Margin(margin=0.005, confidence=0.95)
     calibration: Margin = Margin(margin=0.02, confidence=0.95)
     slices: Margin = Margin(margin=0.03, confidence=0.9)  # per-user AUC
-    min_slice_users: int = Field(200, ge=1)
+    min_slice_users: int = Field(200, ge=1)  # and half the margin must show, or a slice is reported and not judged
     num_resamples: int = Field(2_000, ge=100)
     seed: int = 7
 

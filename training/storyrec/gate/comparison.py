@@ -114,7 +114,11 @@ def judge_gain(comparison: Comparison, name: str, margin: Margin, *, label: str)
 
 
 def judge_slice(comparison: Comparison, name: str, thresholds: Thresholds) -> Outcome:
-    """Non-inferiority on a slice with enough users; a smaller one is reported."""
+    """Non-inferiority on a slice; one with few users is reported.
+
+    So is one in which half the margin would not have shown, unless the challenger surely lost more than the margin:
+    among a dozen slices that the day cannot tell, an equal challenger would fall through one by chance.
+    """
     needed = number(thresholds.min_slice_users, "gate.min_slice_users")
     num_users = comparison.num_users[name]
     label = f"{name.removeprefix(SLICE)}, {num_users:,} users: per-user AUC"
@@ -125,4 +129,15 @@ def judge_slice(comparison: Comparison, name: str, thresholds: Thresholds) -> Ou
         )
         return Outcome(True, figures, needed, reason)
     outcome = judge_gain(comparison, name, thresholds.slices, label=label)
-    return Outcome(outcome.passed, outcome.figures | {"judged": True}, outcome.threshold, outcome.reason)
+    allowed = number(thresholds.slices.margin, f"the margin of {name}")
+    blurred = number(outcome.figures["detectable"], "what the day shows") > allowed / 2
+    if not blurred:
+        return Outcome(outcome.passed, outcome.figures | {"judged": True}, outcome.threshold, outcome.reason)
+    upper = number(outcome.figures["upper"], "the upper bound")
+    passed = upper > -allowed
+    reason = (
+        f"{label} better by {number(outcome.figures['estimate'], 'the difference'):+.4f}, at most {upper:+.4f} with "
+        f"{number(thresholds.slices.confidence, 'the confidence'):.0%} confidence: "
+        + ("too blurred to be judged" if passed else f"surely less than {-allowed:+.4f}")
+    )
+    return Outcome(passed, outcome.figures | {"judged": not passed}, outcome.threshold, reason)
