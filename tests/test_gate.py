@@ -167,8 +167,8 @@ def test_a_slice_that_the_day_cannot_tell_stops_only_who_surely_lost_there(
     assert "too blurred to be judged" in " ".join(blurred.reasons)
     evaluated.challenger = evaluated.spoiled(0.5)
     lost = judge(evaluated, slices=Margin(margin=0.0045, confidence=0.95), **tight)
-    assert failed(lost) == [f"slice: {name}" for name in SLICES]
-    assert "surely less than -0.0045" in lost.reasons[0]
+    assert {f"slice: {name}" for name in SLICES} <= set(failed(lost))
+    assert "surely less than -0.0045" in " ".join(lost.reasons)
 
 
 def test_a_slice_without_users_is_reported_and_not_judged(evaluated: Evaluated, judge: Callable[..., Verdict]) -> None:
