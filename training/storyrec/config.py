@@ -183,8 +183,8 @@ class Gate(Section):
     max_calibration_error: float = Field(0.05, gt=0)
     max_calibration_rise: float = Field(0.02, ge=0)  # over the median of the earlier runs
     max_drift: float = Field(0.25, gt=0)  # population stability index of the scores
-    per_user_auc: Margin = Margin(margin=0.01, confidence=0.95)
-    ndcg: Margin = Margin(margin=0.02, confidence=0.95)
+    per_user_auc: Margin = Margin(margin=0.005, confidence=0.95)
+    ndcg: Margin = Margin(margin=0.01, confidence=0.95)
     log_loss: Margin = Margin(margin=0.005, confidence=0.95)
     calibration: Margin = Margin(margin=0.02, confidence=0.95)
     slices: Margin = Margin(margin=0.03, confidence=0.9)  # per-user AUC
