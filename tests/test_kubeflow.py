@@ -101,7 +101,7 @@ def test_the_key_follows_day_and_settings() -> None:
     assert key.startswith("adapt:2026-03-09:")
     assert key == idempotency_key(Config(), day=DAY)
     assert key != idempotency_key(Config(), day=date(2026, 3, 10))
-    assert key != idempotency_key(Config(gate=Gate(margin=0.01)), day=DAY)
+    assert key != idempotency_key(Config(gate=Gate(min_users=300)), day=DAY)
 
 
 def test_waiting_ends_with_the_run(server: KubeflowServer) -> None:
