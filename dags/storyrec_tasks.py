@@ -125,12 +125,13 @@ def unconsumed_days(
 
 
 class Step:
-    """One step of one day as a process; its output goes to the task's log line by line."""
+    """One step, of a day or of now, as a process; its output goes to the task's log line by line."""
 
-    def __init__(self, name: str, *, day: date) -> None:
+    def __init__(self, name: str, *, day: date | None) -> None:
         self.name = name
-        self._command = [os.environ.get("STORYREC_PYTHON") or sys.executable, "-m", "storyrec.cli"]
-        self._command += [*name.split(), "--day", day.isoformat()]
+        self._command = [os.environ.get("STORYREC_PYTHON") or sys.executable, "-m", "storyrec.cli", *name.split()]
+        if day is not None:
+            self._command += ["--day", day.isoformat()]
         if (settings := settings_file()) is not None:
             self._command += ["--config", str(settings)]
         self._process: subprocess.Popen[str] | None = None
@@ -182,18 +183,18 @@ class Step:
 
 
 class StepOperator(BaseOperator):
-    """Runs one step of the command line for the day of the run."""
+    """Runs one step of the command line, for the day of the run unless it is none of a day."""
 
     template_fields: Sequence[str] = ()
 
-    def __init__(self, *, step: str, **kwargs: Any) -> None:
+    def __init__(self, *, step: str, of_day: bool = True, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.step = step
+        self.step, self.of_day = step, of_day
         self._running: Step | None = None
 
     def execute(self, context: Context) -> None:
         """Run the step; its output is in the log of the task."""
-        self._running = Step(self.step, day=partition_day(context))
+        self._running = Step(self.step, day=partition_day(context) if self.of_day else None)
         self._running.run()
 
     def on_kill(self) -> None:

@@ -17,7 +17,7 @@ from s3_server import S3Server
 from storyrec.config import Config, Locations
 from storyrec.errors import Conflict, ModelError, StorageError
 from storyrec.manifest import seal_folder, verify_folder
-from storyrec.pointer import Champion, Change, Pointer
+from storyrec.pointer import Canary, Champion, Change, Pointer
 from storyrec.registry import (
     champion_before,
     fetch_bundle,
@@ -265,8 +265,9 @@ def test_a_pointer_of_a_later_format_is_refused_in_words(storage: Storage) -> No
 )
 def test_every_pointer_survives_its_json(days: list[date], texts: list[str], with_canary: bool) -> None:
     champions = tuple(Champion(f"{number:016x}", day, texts[0]) for number, day in enumerate(days))
-    change = Change(texts[1], texts[2], "promote", None, texts[3], texts[4])
-    pointer = Pointer(champions[0], champions[-1] if with_canary else None, champions, champions[1:], (change,))
+    change = Change(texts[1], texts[2], "promote", "a" * 16, texts[3], texts[4])
+    canary = Canary("c" * 16, days[-1], texts[0], share=0.05, since=texts[1]) if with_canary else None
+    pointer = Pointer(champions[0], canary, champions, champions[1:], (change,))
     assert Pointer.from_json(pointer.to_json()) == pointer
 
 

@@ -2,6 +2,7 @@
 
 import json
 from datetime import UTC, date, datetime, timedelta
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from storyrec.cli import app
 from storyrec.config import Config, Locations, save_config
 from storyrec.errors import Conflict, ModelError
 from storyrec.manifest import seal_folder
-from storyrec.promote import promote, set_canary
+from storyrec.promote import promote, set_canary, withdraw_canary
 from storyrec.registry import fetch_bundle, push_bundle, read_champion, rollback, switch_champion
 from storyrec.registry_care import (
     NUM_KEPT,
@@ -61,7 +62,7 @@ def test_the_list_tells_day_size_blessing_and_role(storage: Storage, tmp_path: P
     versions = [deploy(storage, tmp_path, number=number) for number in range(4)]
     rollback(storage)
     other, refused = push(storage, tmp_path, number=4, blessed=None), push(storage, tmp_path, number=5, blessed=False)
-    set_canary(storage, versions[0], why="a try")
+    set_canary(storage, versions[0], share=0.05, why="a try")
     storage.write("bundles/0123456789abcdef/ranker.onnx", b"half")
     held = {bundle.version: bundle for bundle in list_bundles(storage)}
     roles = [held[version].role for version in (*versions, other, refused)]
@@ -77,7 +78,7 @@ def test_gc_removes_only_what_nobody_needs(storage: Storage, tmp_path: Path) -> 
     deployed = [deploy(storage, tmp_path, number=number) for number in range(NUM_KEPT + 3)]
     orphan = push(storage, tmp_path, number=50)
     canary = push(storage, tmp_path, number=51)
-    set_canary(storage, canary, why="a try")
+    set_canary(storage, canary, share=0.05, why="a try")
     assert find_garbage(storage, at=NOW) == ()  # all were pushed just now
     garbage = find_garbage(storage, at=LATER)
     assert {bundle.version for bundle in garbage} == {*deployed[:2], orphan}
@@ -181,28 +182,49 @@ def test_what_is_damaged_unblessed_or_not_there_is_not_promoted(storage: Storage
     }
     before = storage.read("champion.json")
     for version, said in bad.items():
-        for change in (promote, set_canary):
+        for change in (promote, partial(set_canary, share=0.05)):
             with pytest.raises(ModelError, match=said):
                 change(storage, version, why="")
     with pytest.raises(ModelError, match="is the champion"):
-        set_canary(storage, champion, why="")
+        set_canary(storage, champion, share=0.05, why="")
     assert storage.read("champion.json") == before
 
 
 def test_a_canary_comes_is_promoted_or_goes(storage: Storage, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="is not the canary"):
+        withdraw_canary(storage, "a" * 16, why="")
     with pytest.raises(ModelError, match="nothing is deployed"):
-        set_canary(storage, None, why="")
+        set_canary(storage, "a" * 16, share=0.05, why="")
     first = deploy(storage, tmp_path, number=0)
     second = push(storage, tmp_path, number=1)
-    pointer = set_canary(storage, second, why="five percent")
+    with pytest.raises(Conflict, match=f"the champion is {first}"):
+        set_canary(storage, second, share=0.05, why="", beside="a" * 16)
+    pointer = set_canary(storage, second, share=0.05, why="a try", beside=first)
     assert pointer.canary is not None
     assert (pointer.champion.version, pointer.canary.version, pointer.history) == (first, second, ())
-    assert set_canary(storage, None, why="slow").canary is None
-    set_canary(storage, second, why="mended")
+    assert (pointer.canary.share, pointer.canary.since) == (0.05, pointer.canary.deployed_at)
+    pointer = withdraw_canary(storage, second, why="slow")
+    assert (pointer.canary, [gone.version for gone in pointer.withdrawn]) == (None, [second])
+    pointer = set_canary(storage, second, share=0.0, why="mended")
+    assert pointer.withdrawn == ()
     pointer = promote(storage, second, why="better")
     assert (pointer.champion.version, pointer.canary) == (second, None)
-    assert [change.action for change in pointer.changes] == ["deploy", "canary", "canary", "canary", "promote"]
-    assert [change.version for change in pointer.changes] == [first, second, None, second, second]
+    assert [change.action for change in pointer.changes] == ["deploy", "canary", "withdraw", "canary", "promote"]
+    assert [change.version for change in pointer.changes] == [first, second, second, second, second]
+    assert read_champion(storage) == pointer
+
+
+def test_a_canary_with_another_share_keeps_when_it_began(
+    storage: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deploy(storage, tmp_path, number=0)
+    version = push(storage, tmp_path, number=1)
+    times = iter(["2026-03-09T04:00:00+00:00", "2026-03-09T05:00:00+00:00"])
+    monkeypatch.setattr("storyrec.promote.now", lambda: next(times))
+    set_canary(storage, version, share=0.0, why="a try")
+    canary = set_canary(storage, version, share=0.25, why="good").canary
+    assert canary is not None
+    assert (canary.deployed_at[11:13], canary.since[11:13], canary.share) == ("04", "05", 0.25)
 
 
 def test_promotion_loses_against_a_deployment_in_between(storage: Storage, tmp_path: Path) -> None:
@@ -240,8 +262,6 @@ def test_the_commands_say_what_they_do(tmp_path: Path) -> None:
     listed = said("list").splitlines()
     assert [line.split()[0] for line in listed[1:]] == [first, second, third]
     assert listed[2].split()[-1] == "champion"
-    assert said("promote", third, "--canary", "--why", "a try") == f"champion {second}, canary {third}\n"
-    assert said("promote", "none", "--canary", "--why", "enough") == f"champion {second}, canary none\n"
     assert said("rollback", "--why", "clicks fell") == f"champion {first}; withdrawn {second}\n"
     assert "clicks fell" in said("show")
     assert said("promote", second, "--why", "back") == f"champion {second}, canary none\n"

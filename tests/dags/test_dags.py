@@ -20,6 +20,7 @@ EDGES = {
     "train_adapt": {"train_adapt": set()},
     "publish_features": {"publish": set()},
     "features_slo": {"freshness": set(), "drift": set()},
+    "rollout": {"advance": set()},
     "reconcile": {"validated_logs": set(), "features": set(), "model": set()},
 }
 
@@ -87,10 +88,11 @@ def test_the_steps_are_commands_of_the_command_line() -> None:
     from storyrec.cli import app
 
     root = typer.main.get_command(app)
-    commands = {*root.commands, *(f"features {name}" for name in root.commands["features"].commands)}
+    groups = ("features", "rollout")
+    commands = {*root.commands, *(f"{group} {name}" for group in groups for name in root.commands[group].commands)}
     steps = {task.step for name in EDGES for task in load(name).tasks if hasattr(task, "step")}
     logs, features = {"catch-up", "validate-logs"}, {"build-features", "materialize-features", "embed-covers"}
-    assert steps == logs | features | {"publish-features", "features freshness", "features drift"}
+    assert steps == logs | features | {"publish-features", "features freshness", "features drift", "rollout advance"}
     assert steps | {"train-adapt"} <= commands
 
 

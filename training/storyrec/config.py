@@ -4,6 +4,7 @@ Defaults are the paper's values where the paper gives one; the comment beside a 
 where it is another. Library code takes numbers, never this object: the steps unpack it.
 """
 
+import itertools
 import json
 import tomllib
 from collections.abc import Mapping
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from storyrec.errors import ConfigError
 
@@ -193,6 +194,26 @@ class Gate(Section):
     seed: int = 7
 
 
+class Rollout(Section):
+    """How a blessed bundle becomes the champion."""
+
+    by_canary: bool = False  # deployments start a canary; False: they switch the champion at once
+    shares: tuple[Annotated[float, Field(ge=0, lt=1)], ...] = (0.0, 0.05, 0.25)  # of the users; 0: unseen by them
+    min_minutes: float = Field(60.0, ge=0)  # that a share lasts
+    min_requests: int = Field(1_000, ge=1)  # of either model, before anything but errors is judged
+    max_error_rate: float = Field(0.01, ge=0, le=1)
+    max_latency_ratio: float = Field(1.5, gt=0)  # 95th percentile, canary over champion
+    max_drift: float = Field(0.25, gt=0)  # population stability index of the scores
+
+    @field_validator("shares")
+    @classmethod
+    def ascend(cls, shares: tuple[float, ...]) -> tuple[float, ...]:
+        """Each share is larger than the one before."""
+        if not shares or any(after <= before for before, after in itertools.pairwise(shares)):
+            raise ValueError("give at least one share, each larger than the one before")
+        return shares
+
+
 class Match(Section):
     """Stories for products."""
 
@@ -204,7 +225,7 @@ class Serving(Section):
 
     host: str = "127.0.0.1"
     port: int = Field(8080, ge=0, le=65_535)
-    follow: Literal["champion", "canary"] = "champion"  # what to serve; without a canary, the champion
+    follow: Literal["both", "champion", "canary"] = "both"  # both: each user hers; canary: the champion without one
     poll_seconds: float = Field(5.0, gt=0)  # how often the champion pointer is looked at
     max_candidates: int = Field(5_000, ge=1)  # of one request
     cache: str = "var/serving"  # where served bundles are kept
@@ -271,6 +292,7 @@ class Config(Section):
     aden: Aden = Aden()
     evaluation: Evaluation = Evaluation()
     gate: Gate = Gate()
+    rollout: Rollout = Rollout()
     match: Match = Match()
     serving: Serving = Serving()
     feature_server: FeatureServer = FeatureServer()

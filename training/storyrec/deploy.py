@@ -21,13 +21,14 @@ from storyrec.gate.evidence import EVALUATION
 from storyrec.gate.verdict import VERDICT
 from storyrec.manifest import Manifest, verify_folder
 from storyrec.pointer import Pointer
+from storyrec.promote import set_canary
 from storyrec.registry import fetch_bundle, push_bundle, read_champion, switch_champion
 from storyrec.storage import Storage, open_storage
 
 OUTCOME = "outcome.json"
 REPORT = "report.html"
 
-Status = Literal["deployed", "already deployed", "not deployed"]
+Status = Literal["deployed", "already deployed", "in rollout", "not deployed"]
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,8 @@ class Outcome:
 
     Attributes:
         day: partition key of the run.
-        status: the same as `deployed`, told apart for a run that is run again.
+        status: the same as `deployed`, told apart for a run that is run again; "in rollout" where the bundle is the
+            canary: `storyrec rollout` makes it the champion, or withdraws it.
         deployed: whether the day's bundle is or was made the champion.
         version: of the day's bundle.
         previous: version that served before; None: none did.
@@ -59,10 +61,10 @@ class Outcome:
 
 
 def deploy_model(config: Config, *, bundle: Path, evaluation: Path, verdict: Path) -> Outcome:
-    """Make a blessed bundle the champion, or record why not.
+    """Make a blessed bundle the champion, or with `rollout.by_canary` the canary, or record why not.
 
     Args:
-        config: settings; locations.
+        config: settings; locations, rollout.
         bundle: folder that `pack_bundle` wrote.
         evaluation: folder that `evaluate_model` wrote.
         verdict: folder that `bless_model` wrote.
@@ -83,7 +85,15 @@ def deploy_model(config: Config, *, bundle: Path, evaluation: Path, verdict: Pat
     if refusals:
         outcome = _not_deployed(read_champion(registry), manifest, refusals)
     else:
-        outcome = _deploy(registry, bundle, manifest, evaluation=evaluation, verdict=verdict, blessing=blessing)
+        outcome = _deploy(
+            registry,
+            bundle,
+            manifest,
+            evaluation=evaluation,
+            verdict=verdict,
+            blessing=blessing,
+            canary_share=config.rollout.shares[0] if config.rollout.by_canary else None,
+        )
     _record(config, outcome, evaluation=evaluation, verdict=verdict)
     return outcome
 
@@ -115,6 +125,7 @@ def _deploy(
     evaluation: Path,
     verdict: Path,
     blessing: Mapping[str, Any],
+    canary_share: float | None,
 ) -> Outcome:
     pointer = read_champion(registry)
     settled = _settled(pointer, manifest, judged_against=blessing["champion"])
@@ -131,6 +142,15 @@ def _deploy(
         query_pushed(registry, manifest.version, Path(scratch) / "fetched")
     reasons = tuple(blessing["reasons"])
     try:
+        if canary_share is not None and pointer is not None:
+            tried = set_canary(
+                registry,
+                manifest.version,
+                share=canary_share,
+                why="; ".join(reasons),
+                beside=blessing["champion"],
+            )
+            return _in_rollout(tried, manifest)
         switched = switch_champion(
             registry,
             version=manifest.version,
@@ -173,9 +193,12 @@ def _settled(pointer: Pointer | None, manifest: Manifest, *, judged_against: str
             )
     if any(withdrawn.version == manifest.version for withdrawn in pointer.withdrawn):
         return _not_deployed(pointer, manifest, ("it was deployed before and rolled back",))
-    if current.day > manifest.day:
-        reason = f"the champion {current.version} is of {current.day}, a later day"
-        return _not_deployed(pointer, manifest, (reason,))
+    if pointer.canary is not None and pointer.canary.version == manifest.version:
+        return _in_rollout(pointer, manifest)
+    for role, deployed in (("champion", current), ("canary", pointer.canary)):
+        if deployed is not None and deployed.day > manifest.day:
+            reason = f"the {role} {deployed.version} is of {deployed.day}, a later day"
+            return _not_deployed(pointer, manifest, (reason,))
     if current.version != judged_against:
         reason = f"it was judged against {judged_against or 'no champion'}, but {current.version} is deployed"
         return _not_deployed(pointer, manifest, (reason,))
@@ -202,6 +225,13 @@ def _read_verdict(verdict: Path) -> Mapping[str, Any]:
     except (OSError, ValueError) as error:
         read = {"reasons": [f"the verdict could not be read: {error}"]}
     return read if isinstance(read, dict) else {}
+
+
+def _in_rollout(pointer: Pointer, manifest: Manifest) -> Outcome:
+    assert pointer.canary is not None
+    champion = pointer.champion.version
+    reason = f"it is the canary since {pointer.canary.deployed_at}, for {pointer.canary.share:.0%} of the users"
+    return Outcome(manifest.day, "in rollout", False, manifest.version, champion, champion, (reason,))
 
 
 def _not_deployed(pointer: Pointer | None, manifest: Manifest, reasons: tuple[str, ...]) -> Outcome:

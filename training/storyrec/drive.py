@@ -24,7 +24,7 @@ from storyrec.storage import open_storage
 from storyrec.watch import Screen, read_steps
 
 CHAIN = ("validate_logs", "build_features", "train_adapt", "publish_features")
-DAGS = frozenset({*CHAIN, "reconcile", "features_slo"})
+DAGS = frozenset({*CHAIN, "reconcile", "features_slo", "rollout"})
 HOME = Path("var/airflow")
 START_SECONDS = 300.0
 HOP_SECONDS = 120.0  # from the end of one DAG to the run of the next

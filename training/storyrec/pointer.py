@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 FORMAT = 2
 
-Action = Literal["deploy", "promote", "rollback", "canary"]
+Action = Literal["deploy", "promote", "rollback", "canary", "withdraw"]
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,19 @@ class Champion:
 
 
 @dataclass(frozen=True)
+class Canary(Champion):
+    """A bundle that is tried beside the champion.
+
+    Attributes:
+        share: of the users whom it answers, 0 <= share < 1; 0: nobody, it scores the champion's requests unseen.
+        since: when it got this share, ISO 8601, UTC.
+    """
+
+    share: float
+    since: str
+
+
+@dataclass(frozen=True)
 class Change:
     """One change of the pointer.
 
@@ -37,7 +50,7 @@ class Change:
         at: ISO 8601, UTC.
         by: who: user and machine.
         action: what was done.
-        version: the bundle that it made champion or canary; None: the canary was taken away.
+        version: the bundle that it made champion or canary, or withdrew.
         why: for people.
         blessing: SHA-256 of the bundle's verdict.json; None: it has none, as before there was a gate to ask.
     """
@@ -45,7 +58,7 @@ class Change:
     at: str
     by: str
     action: Action
-    version: str | None
+    version: str
     why: str
     blessing: str | None
 
@@ -56,14 +69,14 @@ class Pointer:
 
     Attributes:
         champion: the deployed bundle.
-        canary: a bundle that serves a share of the users beside it; None: none does.
+        canary: the bundle that is tried beside it; None: none is.
         history: the champions before it, oldest first.
-        withdrawn: champions that were rolled back, oldest first.
+        withdrawn: champions that were rolled back and canaries that failed, oldest first.
         changes: every change of the pointer, oldest first.
     """
 
     champion: Champion
-    canary: Champion | None = None
+    canary: Canary | None = None
     history: tuple[Champion, ...] = ()
     withdrawn: tuple[Champion, ...] = ()
     changes: tuple[Change, ...] = ()
@@ -79,13 +92,17 @@ class Pointer:
         history = (*self.history, self.champion)
         return replace(self, champion=champion, canary=canary, history=history, changes=(*self.changes, change))
 
+    def forgive(self, version: str) -> "Pointer":
+        """The pointer without a bundle among the withdrawn: a person says that it may serve."""
+        return replace(self, withdrawn=tuple(earlier for earlier in self.withdrawn if earlier.version != version))
+
     def to_json(self) -> bytes:
         """The bytes of champion.json."""
         previous = self.previous
         content = {
             "format": FORMAT,
             **_champion_json(self.champion),
-            "canary": _champion_json(self.canary) if self.canary else None,
+            "canary": _champion_json(self.canary) | {"share": self.canary.share} if self.canary else None,
             "previous": _champion_json(previous) if previous else None,
             "history": [_champion_json(champion) for champion in self.history],
             "withdrawn": [_champion_json(champion) for champion in self.withdrawn],
@@ -103,16 +120,20 @@ class Pointer:
         later = {} if found == 1 else {"canary": read["canary"], "changes": read["changes"]}
         return cls(
             champion=_champion(read),
-            canary=_champion(later["canary"]) if later.get("canary") else None,
+            canary=_canary(later["canary"]) if later.get("canary") else None,
             history=tuple(_champion(entry) for entry in read["history"]),
             withdrawn=tuple(_champion(entry) for entry in read["withdrawn"]),
             changes=tuple(Change(**entry) for entry in later.get("changes", ())),
         )
 
 
-def _champion(entry: Mapping[str, str]) -> Champion:
+def _champion(entry: Mapping[str, Any]) -> Champion:
     return Champion(entry["version"], date.fromisoformat(entry["day"]), entry["deployed_at"])
 
 
-def _champion_json(champion: Champion) -> dict[str, str]:
+def _canary(entry: Mapping[str, Any]) -> Canary:
+    return Canary(**asdict(_champion(entry)), share=float(entry["share"]), since=entry["since"])
+
+
+def _champion_json(champion: Champion) -> dict[str, Any]:
     return {name: str(value) for name, value in asdict(champion).items()}

@@ -1,9 +1,9 @@
-"""By hand: make a bundle of the registry the champion or the canary."""
+"""Make a bundle of the registry the champion or the canary, or take the canary away."""
 
 from dataclasses import replace
 
-from storyrec.errors import ModelError
-from storyrec.pointer import Champion, Change, Pointer
+from storyrec.errors import Conflict, ModelError
+from storyrec.pointer import Canary, Champion, Change, Pointer
 from storyrec.registry import BUNDLES, POINTER, VERDICT, now, read_pointer, whoami
 from storyrec.registry_care import is_blessed, verify_bundle
 from storyrec.storage import Storage
@@ -22,20 +22,33 @@ def promote(storage: Storage, version: str, *, why: str) -> Pointer:
     champion, blessing = _verified(storage, version)
     change = Change(champion.deployed_at, whoami(), "promote", version, why, blessing)
     switched = pointer.crown(champion, change) if pointer else Pointer(champion, changes=(change,))
-    withdrawn = tuple(earlier for earlier in switched.withdrawn if earlier.version != version)
-    switched = replace(switched, withdrawn=withdrawn)
+    switched = switched.forgive(version)
     storage.write_if(POINTER, switched.to_json(), version=tag)
     return switched
 
 
-def set_canary(storage: Storage, version: str | None, *, why: str) -> Pointer:
-    """Make a blessed bundle the canary, or take the canary away.
+def set_canary(storage: Storage, version: str, *, share: float, why: str, beside: str | None = None) -> Pointer:
+    """Make a blessed bundle the canary, or give the canary another share of the users.
+
+    Args:
+        storage: the registry.
+        version: of the bundle.
+        share: as in `Canary`.
+        why: for people.
+        beside: the champion that it was judged against; None: whichever is deployed.
 
     Raises:
         ModelError: nothing is deployed yet; or the bundle is not there whole, is not blessed, or is the champion.
-        Conflict: somebody switched the pointer meanwhile.
+        Conflict: another champion is deployed, or somebody switched the pointer meanwhile.
     """
     pointer, tag = read_pointer(storage)
+    if pointer is not None and beside is not None and pointer.champion.version != beside:
+        raise Conflict(
+            f"the champion is {pointer.champion.version}",
+            expected=f"{beside}, which the canary was judged against",
+            where=_where(storage),
+            remedy="run the day again, so that it is judged against the champion of now",
+        )
     if pointer is None or pointer.champion.version == version:
         raise ModelError(
             "nothing is deployed that a canary could serve beside" if pointer is None else f"{version} is the champion",
@@ -43,9 +56,36 @@ def set_canary(storage: Storage, version: str | None, *, why: str) -> Pointer:
             where=_where(storage),
             remedy="promote a champion first" if pointer is None else "name a bundle of `storyrec registry list`",
         )
-    canary, blessing = _verified(storage, version) if version is not None else (None, None)
-    change = Change(canary.deployed_at if canary else now(), whoami(), "canary", version, why, blessing)
-    switched = replace(pointer, canary=canary, changes=(*pointer.changes, change))
+    verified, blessing = _verified(storage, version)
+    at = verified.deployed_at
+    is_new = pointer.canary is None or pointer.canary.version != version
+    began = at if is_new or pointer.canary is None else pointer.canary.deployed_at
+    canary = Canary(version, verified.day, began, share=share, since=at)
+    change = Change(at, whoami(), "canary", version, f"{share:.0%} of the users: {why}", blessing)
+    switched = replace(pointer.forgive(version), canary=canary, changes=(*pointer.changes, change))
+    storage.write_if(POINTER, switched.to_json(), version=tag)
+    return switched
+
+
+def withdraw_canary(storage: Storage, version: str, *, why: str) -> Pointer:
+    """Take the canary away; no rerun makes it one again.
+
+    Raises:
+        ModelError: that bundle is not the canary.
+        Conflict: somebody switched the pointer meanwhile.
+    """
+    pointer, tag = read_pointer(storage)
+    if pointer is None or pointer.canary is None or pointer.canary.version != version:
+        raise ModelError(
+            f"{version} is not the canary",
+            expected=pointer.canary.version if pointer and pointer.canary else "a canary",
+            where=_where(storage),
+            remedy="see `storyrec registry show`",
+        )
+    canary = pointer.canary
+    withdrawn = (*pointer.withdrawn, Champion(canary.version, canary.day, canary.deployed_at))
+    change = Change(now(), whoami(), "withdraw", version, why, None)
+    switched = replace(pointer, canary=None, withdrawn=withdrawn, changes=(*pointer.changes, change))
     storage.write_if(POINTER, switched.to_json(), version=tag)
     return switched
 

@@ -47,19 +47,12 @@ def show(config: ConfigOption = None) -> None:
 def promote(
     version: Annotated[str, typer.Argument(metavar="VERSION", help="Of a bundle in the registry.")],
     why: WhyOption,
-    canary: Annotated[
-        bool, typer.Option("--canary", help="Make it the canary; VERSION none takes the canary away.")
-    ] = False,
     config: ConfigOption = None,
 ) -> None:
-    """Make a blessed bundle the champion, or the canary."""
-    from storyrec.promote import promote, set_canary
+    """Make a blessed bundle the champion at once; `storyrec rollout start` tries it on some users first."""
+    from storyrec.promote import promote
 
-    registry = _registry(config)
-    if canary:
-        pointer = set_canary(registry, None if version == "none" else version, why=why)
-    else:
-        pointer = promote(registry, version, why=why)
+    pointer = promote(_registry(config), version, why=why)
     typer.echo(f"champion {pointer.champion.version}, canary {pointer.canary.version if pointer.canary else 'none'}")
 
 

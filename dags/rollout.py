@@ -1,0 +1,35 @@
+"""The DAG that walks a canary through its shares of the users to champion, or withdraws it."""
+
+from datetime import timedelta
+
+from airflow.sdk import DAG, CronTriggerTimetable
+
+from storyrec_tasks import DEFAULT_ARGS, StepOperator
+
+TRIAGE = """
+### rollout: does the canary serve as well as the champion does?
+Every ten minutes, one step: wait, give the canary the next share of the users, make it the champion, or withdraw it.
+What it decided and why is in the task's log, and in the registry's pointer (`storyrec registry show`).
+
+**advance failed.** The canary was withdrawn: the champion serves everybody again, nothing is to be done at night. The log
+names what failed: errors, latency or the spread of the scores. A rerun of its day does not try it again; `storyrec
+rollout start` does, when somebody says why.
+"""
+
+with DAG(
+    "rollout",
+    description="Widen the canary's share of the users, make it the champion, or withdraw it",
+    schedule=CronTriggerTimetable("*/10 * * * *", timezone="UTC"),
+    catchup=False,
+    max_active_runs=1,
+    default_args=DEFAULT_ARGS,
+    tags=["storyrec"],
+    doc_md=TRIAGE,
+) as dag:
+    advance = StepOperator(
+        task_id="advance",
+        step="rollout advance",
+        of_day=False,
+        execution_timeout=timedelta(minutes=9),
+        doc_md="Looks at what the canary answered since it has its share, and takes one step.",
+    )

@@ -1,0 +1,90 @@
+"""Does a canary serve as well as the champion does? Errors, latency and the spread of the scores, side by side.
+
+The gate has judged how well it ranks; here speaks what only traffic shows. Suffixes: A answers, K scores.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from storyrec.gate.measures import population_stability
+from storyrec.gate.verdict import Rule
+
+PERCENTILE = 95
+
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Arm:
+    """What one bundle answered.
+
+    Attributes:
+        num_requests: that it was to answer.
+        num_errors: of these, requests that it could not answer, and the champion answered instead.
+        latency_ms_A: of scoring each answer, milliseconds.
+        scores_K: of the answers' candidates, in a row.
+    """
+
+    num_requests: int
+    num_errors: int
+    latency_ms_A: Floats
+    scores_K: Floats
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a canary must keep to.
+
+    Attributes:
+        min_requests: of each arm; with fewer nothing is judged but errors.
+        max_error_rate: of the canary's requests.
+        max_latency_ratio: 95th percentile over the champion's.
+        max_drift: population stability index of the scores against the champion's.
+    """
+
+    min_requests: int
+    max_error_rate: float
+    max_latency_ratio: float
+    max_drift: float
+
+
+def judge_canary(champion: Arm, canary: Arm, *, limits: Limits) -> tuple[Rule, ...]:
+    """The rules as they were judged; a rule without enough requests holds, as its reason says."""
+    is_enough = min(champion.num_requests, canary.num_requests) >= limits.min_requests
+    rules = [_errors(canary, limits)]
+    for judge in (_latency, _drift):
+        rules.append(judge(champion, canary, limits) if is_enough else _too_few(judge.__name__.strip("_"), canary, limits))
+    return tuple(rules)
+
+
+def _errors(canary: Arm, limits: Limits) -> Rule:
+    # so many that the rate could not be met any more within the requests that are asked for
+    allowed = limits.max_error_rate * max(canary.num_requests, limits.min_requests)
+    passed = canary.num_errors <= allowed
+    reason = f"{canary.num_errors:,} of {canary.num_requests:,} requests failed, {allowed:,.0f} may"
+    figures = {"num_errors": canary.num_errors, "num_requests": canary.num_requests}
+    return Rule("errors", passed, figures, limits.max_error_rate, reason)
+
+
+def _latency(champion: Arm, canary: Arm, limits: Limits) -> Rule:
+    before, after = (float(np.percentile(arm.latency_ms_A, PERCENTILE)) for arm in (champion, canary))
+    allowed = before * limits.max_latency_ratio
+    reason = f"{PERCENTILE} % of the answers within {after:.1f} ms, the champion's within {before:.1f} ({allowed:.1f} may be)"
+    return Rule("latency", after <= allowed, {"champion_ms": before, "canary_ms": after}, limits.max_latency_ratio, reason)
+
+
+def _drift(champion: Arm, canary: Arm, limits: Limits) -> Rule:
+    drift = population_stability(champion.scores_K, canary.scores_K)
+    means = {"champion_mean": float(champion.scores_K.mean()), "canary_mean": float(canary.scores_K.mean())}
+    reason = (
+        f"stability index of the scores {drift:.3f}, mean {means['canary_mean']:.3f} against the champion's "
+        f"{means['champion_mean']:.3f} (the index may be {limits.max_drift:g})"
+    )
+    return Rule("drift", drift <= limits.max_drift, {"drift": drift, **means}, limits.max_drift, reason)
+
+
+def _too_few(name: str, canary: Arm, limits: Limits) -> Rule:
+    reason = f"{canary.num_requests:,} requests of the canary, too few to be judged (it takes {limits.min_requests:,})"
+    return Rule(name, True, {"num_requests": canary.num_requests}, None, reason)
