@@ -11,7 +11,7 @@ import pytest
 from storyrec.bundle import Bundle
 from storyrec.data.batches import make_batch
 from storyrec.evaluate import score_instances
-from storyrec.ranking import NO_CLICKS, Clicks, rank
+from storyrec.serving.ranking import NO_CLICKS, Clicks, rank
 from trained import World
 
 DAY_US = 86_400_000_000
@@ -109,7 +109,7 @@ def test_an_unknown_candidate_is_a_story_without_title_and_cover(bundle: Bundle)
 
 def test_the_batch_of_a_request_equals_make_batch(world: World, bundle: Bundle) -> None:
     """The same slots and blocks, not only the same scores."""
-    from storyrec.ranking import _sequence
+    from storyrec.serving.ranking import _sequence
 
     data = world.data
     index_B = np.linspace(0, len(data.holdout) - 1, 30).astype(int)
@@ -143,9 +143,9 @@ def test_ranking_and_routes_need_only_what_the_serving_image_has(packed: Path) -
                     raise ImportError(f"{name} is not installed here")
 
         sys.meta_path.insert(0, Refuse())
-        from storyrec import routes, serving
+        from storyrec.serving import routes, server
         from storyrec.bundle import Bundle
-        from storyrec.ranking import NO_CLICKS, rank
+        from storyrec.serving.ranking import NO_CLICKS, rank
         bundle = Bundle.load(Path(sys.argv[1]))
         print(*rank(bundle, story_clicks=NO_CLICKS, product_clicks=NO_CLICKS, now_us=1, candidate_ids=[1, 2]))
     """

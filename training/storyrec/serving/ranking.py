@@ -51,13 +51,12 @@ def rank(
     target_rows_B = bundle.stories.rows(candidate_ids)
     story_slots_L, story_blocks_L = _sequence(bundle, bundle.stories, story_clicks, now_us)
     product_slots_L, product_blocks_L = _sequence(bundle, bundle.products, product_clicks, now_us)
-    num = len(target_rows_B)
-    return bundle.run_ranker(
+    return bundle.rank_candidates(
         target_BD=bundle.stories.vectors_ND[target_rows_B],
-        story_BSD=_repeat(bundle.stories.vectors_ND[story_slots_L], num),
-        story_blocks_BS=_repeat(story_blocks_L, num),
-        product_BPD=_repeat(bundle.products.vectors_ND[product_slots_L], num),
-        product_blocks_BP=_repeat(product_blocks_L, num),
+        story_LD=bundle.stories.vectors_ND[story_slots_L],
+        story_blocks_L=story_blocks_L,
+        product_LD=bundle.products.vectors_ND[product_slots_L],
+        product_blocks_L=product_blocks_L,
     )
 
 
@@ -77,7 +76,3 @@ def _sequence(bundle: Bundle, table: ItemTable, clicks: Clicks, now_us: int) -> 
         num_time_blocks=bundle.config.model.num_time_blocks,
     )
     return slots_L, blocks_L
-
-
-def _repeat(array: npt.NDArray[np.generic], num: int) -> npt.NDArray[np.generic]:
-    return np.ascontiguousarray(np.broadcast_to(array, (num, *array.shape)))

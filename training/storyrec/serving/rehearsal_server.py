@@ -1,6 +1,6 @@
 """The model server of a rehearsal: `storyrec serve`, with clicks from a file instead of the feature store.
 
-    python -m storyrec.rehearsal_server SETTINGS CLICKS
+    python -m storyrec.serving.rehearsal_server SETTINGS CLICKS
 
 Ends when its standard input does, so it does not outlive the rehearsal that started it.
 """
@@ -13,9 +13,9 @@ from pathlib import Path
 
 from storyrec.config import load_config
 from storyrec.errors import StoryrecError
-from storyrec.ranking import NO_CLICKS, Clicks
-from storyrec.routes import Sequences
-from storyrec.serving import serve_with
+from storyrec.serving.ranking import NO_CLICKS, Clicks
+from storyrec.serving.routes import Sequences
+from storyrec.serving.server import serve_with
 
 
 def clicks_of_file(path: Path) -> Sequences:

@@ -20,8 +20,8 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from storyrec.bundle import Bundle
 from storyrec.match import nearest_stories
-from storyrec.ranking import NO_CLICKS, Clicks, rank
-from storyrec.served import ServedBundle
+from storyrec.serving.ranking import NO_CLICKS, Clicks, rank
+from storyrec.serving.served import ServedBundle
 
 MODEL_NAME = "storyrec"
 VERSION = importlib.metadata.version("storyrec")

@@ -21,7 +21,7 @@ import pytest
 import yaml
 from fastapi.testclient import TestClient
 
-from storyrec import serving
+from storyrec.serving import server
 from storyrec.bundle import Bundle
 from storyrec.config import Config, Locations, load_config, save_config
 from storyrec.errors import ModelError, PlatformError, StorageError
@@ -29,11 +29,11 @@ from storyrec.features.build import build_features, materialize_features
 from storyrec.manifest import seal_folder
 from storyrec.match import nearest_stories
 from storyrec.promote import set_canary
-from storyrec.ranking import NO_CLICKS, Clicks, rank
+from storyrec.serving.ranking import NO_CLICKS, Clicks, rank
 from storyrec.registry import push_bundle, read_champion, rollback, switch_champion
-from storyrec.routes import Sequences, create_app
-from storyrec.served import ServedBundle
-from storyrec.serving import serve
+from storyrec.serving.routes import Sequences, create_app
+from storyrec.serving.served import ServedBundle
+from storyrec.serving.server import serve
 from storyrec.storage import FolderStorage, Storage, open_storage
 from trained import World
 
@@ -423,7 +423,7 @@ def test_an_s3_registry_is_served(s3: Any, packed: Path, tmp_path: Path) -> None
 
 
 def test_the_kubernetes_manifests_fit_together_and_the_server(champion: ServedBundle, tmp_path: Path) -> None:
-    documents = yaml.safe_load_all((Path(__file__).parents[1] / "deploy" / "serving.yaml").read_text())
+    documents = yaml.safe_load_all((Path(__file__).parents[2] / "deploy" / "serving.yaml").read_text())
     by_kind = {document["kind"]: document for document in documents}
     pod = by_kind["Deployment"]["spec"]["template"]
     for kind in ("Deployment", "PodDisruptionBudget"):
@@ -460,7 +460,7 @@ def test_a_user_is_served_from_the_feature_store_as_from_the_logs(
     config = world.config.model_copy(update={"locations": Locations(work=str(work))})
     build_features(config, day=data.day)
     materialize_features(config, day=data.day)
-    sequences = serving.feature_store(config)
+    sequences = server.feature_store(config)
     assert sequences is not None
     now_us = int(datetime.combine(data.day + timedelta(days=1), datetime.min.time(), UTC).timestamp()) * 10**6
     ids = [int(i) for i in bundle.stories.ids_N[1:9]]

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING
 
 from storyrec.config import Config
 from storyrec.errors import PlatformError, StoryrecError
-from storyrec.ranking import Clicks
-from storyrec.served import ServedBundle
+from storyrec.serving.ranking import Clicks
+from storyrec.serving.served import ServedBundle
 from storyrec.storage import open_storage
 
 if TYPE_CHECKING:
-    from storyrec.routes import Sequences
+    from storyrec.serving.routes import Sequences
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ def serve_with(config: Config, *, sequences: "Callable[[], Sequences | None]") -
     """
     import uvicorn
 
-    from storyrec.routes import create_app
+    from storyrec.serving.routes import create_app
 
     settings, locations = config.serving, config.locations
     with listen(settings.host, settings.port) as listener:
