@@ -68,6 +68,10 @@ class ItemTable:
         rows = np.minimum(np.searchsorted(self.ids_N, ids), len(self.ids_N) - 1)
         return np.where(self.ids_N[rows] == ids, rows, 0)
 
+    def vectors(self, item_ids: npt.ArrayLike) -> Floats:
+        """What the ranker reads of each id, the padding's row for an unknown one."""
+        return self.vectors_ND[self.rows(item_ids)]
+
 
 @dataclass(frozen=True, eq=False)
 class Bundle:

@@ -6,15 +6,17 @@ Suffixes: B candidates, L sequence, C clicks, D width.
 """
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from storyrec.bundle import Bundle, ItemTable
+from storyrec.bundle import Bundle
 from storyrec.data.batches import time_blocks
 from storyrec.features.sequences import history_start_us
 
 Int64s = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,9 +35,32 @@ class Clicks:
 NO_CLICKS = Clicks((), ())
 
 
+@dataclass(frozen=True, eq=False)
+class History:
+    """What the ranker reads of one user at one moment: the clicks that count, oldest first.
+
+    Attributes:
+        story_ids_C, story_clicked_us_C, product_ids_C, product_clicked_us_C: [C <= sequence length] int64.
+        now_us: the moment of the request, epoch microseconds UTC.
+    """
+
+    story_ids_C: Int64s
+    story_clicked_us_C: Int64s
+    product_ids_C: Int64s
+    product_clicked_us_C: Int64s
+    now_us: int
+
+
+class Items(Protocol):
+    """Whatever has vectors of items by id."""
+
+    def vectors(self, item_ids: npt.ArrayLike) -> Floats:
+        """What the ranker reads, one row an id."""
+
+
 def rank(
     bundle: Bundle, *, story_clicks: Clicks, product_clicks: Clicks, now_us: int, candidate_ids: npt.ArrayLike
-) -> npt.NDArray[np.float32]:
+) -> Floats:
     """Click probabilities of candidate stories for one user at one moment.
 
     Args:
@@ -48,31 +73,56 @@ def rank(
     Returns:
         [B] float32.
     """
-    target_rows_B = bundle.stories.rows(candidate_ids)
-    story_slots_L, story_blocks_L = _sequence(bundle, bundle.stories, story_clicks, now_us)
-    product_slots_L, product_blocks_L = _sequence(bundle, bundle.products, product_clicks, now_us)
-    return bundle.rank_candidates(
-        target_BD=bundle.stories.vectors_ND[target_rows_B],
-        story_LD=bundle.stories.vectors_ND[story_slots_L],
-        story_blocks_L=story_blocks_L,
-        product_LD=bundle.products.vectors_ND[product_slots_L],
-        product_blocks_L=product_blocks_L,
+    history = cut_history(bundle, story_clicks=story_clicks, product_clicks=product_clicks, now_us=now_us)
+    return bundle.rank_candidates(**ranker_inputs(bundle, history, candidate_ids=candidate_ids, stories=bundle.stories))
+
+
+def cut_history(bundle: Bundle, *, story_clicks: Clicks, product_clicks: Clicks, now_us: int) -> History:
+    """The clicks that count at one moment by the bundle's windows; arguments as for `rank`."""
+    return History(*_cut(bundle, story_clicks, now_us), *_cut(bundle, product_clicks, now_us), now_us=now_us)
+
+
+def ranker_inputs(
+    bundle: Bundle, history: History, *, candidate_ids: npt.ArrayLike, stories: Items
+) -> dict[str, npt.NDArray[np.generic]]:
+    """The inputs of `Bundle.rank_candidates`: sequences padded on the right.
+
+    Args:
+        bundle: the model.
+        history: of the user.
+        candidate_ids: story ids, [B].
+        stories: the bundle's, or these and younger ones.
+    """
+    story_ids_L, story_blocks_L = _padded(bundle, history.story_ids_C, history.story_clicked_us_C, history.now_us)
+    product_ids_L, product_blocks_L = _padded(
+        bundle, history.product_ids_C, history.product_clicked_us_C, history.now_us
     )
+    return {
+        "target_BD": stories.vectors(candidate_ids),
+        "story_LD": stories.vectors(story_ids_L),
+        "story_blocks_L": story_blocks_L,
+        "product_LD": bundle.products.vectors(product_ids_L),
+        "product_blocks_L": product_blocks_L,
+    }
 
 
-def _sequence(bundle: Bundle, table: ItemTable, clicks: Clicks, now_us: int) -> tuple[Int64s, Int64s]:
-    """Table rows and time blocks of the clicks that count, oldest first, padded on the right, [L]."""
-    windows, length = bundle.config.windows, bundle.config.features.sequence_length
+def _cut(bundle: Bundle, clicks: Clicks, now_us: int) -> tuple[Int64s, Int64s]:
     item_ids_C, clicked_us_C = np.asarray(clicks.item_ids_C, np.int64), np.asarray(clicks.clicked_us_C, np.int64)
-    since_us = history_start_us(np.array([now_us]), history_days=int(windows.history_days))
-    counts_C = (since_us <= clicked_us_C) & (clicked_us_C < now_us)
-    item_ids_C, clicked_us_C = item_ids_C[counts_C], clicked_us_C[counts_C]
-    latest = np.lexsort((item_ids_C, clicked_us_C))[-length:]
-    slots_L, blocks_L = np.zeros(length, np.int64), np.zeros(length, np.int64)
-    slots_L[: len(latest)] = table.rows(item_ids_C[latest])
-    blocks_L[: len(latest)] = time_blocks(
-        now_us - clicked_us_C[latest],
-        block_hours=int(windows.block_hours),
+    since_us = history_start_us(np.array([now_us]), history_days=int(bundle.config.windows.history_days))
+    (counting,) = np.nonzero((since_us <= clicked_us_C) & (clicked_us_C < now_us))
+    order = np.lexsort((item_ids_C[counting], clicked_us_C[counting]))
+    latest = counting[order[-bundle.config.features.sequence_length :]]
+    return item_ids_C[latest], clicked_us_C[latest]
+
+
+def _padded(bundle: Bundle, item_ids_C: Int64s, clicked_us_C: Int64s, now_us: int) -> tuple[Int64s, Int64s]:
+    """Ids and time blocks of clicks, [L]; 0 at padding."""
+    length = bundle.config.features.sequence_length
+    ids_L, blocks_L = np.zeros(length, np.int64), np.zeros(length, np.int64)
+    ids_L[: len(item_ids_C)] = item_ids_C
+    blocks_L[: len(item_ids_C)] = time_blocks(
+        now_us - clicked_us_C,
+        block_hours=int(bundle.config.windows.block_hours),
         num_time_blocks=bundle.config.model.num_time_blocks,
     )
-    return slots_L, blocks_L
+    return ids_L, blocks_L
