@@ -12,8 +12,8 @@ from storyrec.config import Config
 from storyrec.errors import DataError, ModelError
 from storyrec.examples import example_ids, match_product, rank_for_user
 from storyrec.features.build import build_features, materialize_features
-from storyrec.ranking import Clicks, rank
 from storyrec.registry import push_bundle, switch_champion
+from storyrec.serving.ranking import Clicks, rank
 from storyrec.storage import FolderStorage
 from trained import World
 

@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 
 from storyrec.errors import DataError, ModelError
-from storyrec.features.near import nearest_to_clicks
-from storyrec.features.neighbours import INDEX, STORIES, StoryIndex, build_index
+from storyrec.features.neighbours import INDEX, STORIES, StoryIndex, build_index, nearest_to_clicks
 from storyrec.schema import Domain
 
 VERSION, OTHER = "0123456789abcdef", "fedcba9876543210"

@@ -1,7 +1,8 @@
 """The bundle: everything that serving one model needs, in one folder with sums.
 
     manifest.json       format, version, day and the SHA-256 of every file; written last
-    ranker.onnx         item vectors and time blocks -> click probabilities
+    ranker.onnx         item vectors and time blocks -> click probabilities, a user's sequences per row
+    ranker_of_one_user.onnx     the same for many candidates of one user; also gives the attention weights
     aden.safetensors    fine-tuned extractors and ranker: embed new items
     dual.safetensors    pre-trained extractors: match stories to products
     tokenizer.json, config.toml (windows resolved), training.json
@@ -37,7 +38,8 @@ if TYPE_CHECKING:
     from storyrec.features.titles import Vocabulary
     from storyrec.models.extractors import Extractors, RawItems
 
-RANKER, ADEN, DUAL = "ranker.onnx", "aden.safetensors", "dual.safetensors"
+RANKER, RANKER_OF_ONE_USER = "ranker.onnx", "ranker_of_one_user.onnx"
+ADEN, DUAL = "aden.safetensors", "dual.safetensors"
 VOCABULARY, CONFIG, TRAINING = "tokenizer.json", "config.toml", "training.json"
 NUM_PROBES = 16
 NAMES = {Domain.STORY: "story", Domain.PRODUCT: "product"}
@@ -66,6 +68,10 @@ class ItemTable:
         rows = np.minimum(np.searchsorted(self.ids_N, ids), len(self.ids_N) - 1)
         return np.where(self.ids_N[rows] == ids, rows, 0)
 
+    def vectors(self, item_ids: npt.ArrayLike) -> Floats:
+        """What the ranker reads of each id, the padding's row for an unknown one."""
+        return self.vectors_ND[self.rows(item_ids)]
+
 
 @dataclass(frozen=True, eq=False)
 class Bundle:
@@ -86,6 +92,7 @@ class Bundle:
     stories: ItemTable
     products: ItemTable
     _session: "InferenceSession"
+    _session_of_one_user: "InferenceSession | None"
 
     @classmethod
     def load(cls, folder: Path) -> "Bundle":
@@ -108,6 +115,9 @@ class Bundle:
                 stories=_load_table(folder, Domain.STORY),
                 products=_load_table(folder, Domain.PRODUCT),
                 _session=_load_ranker(folder / RANKER),
+                _session_of_one_user=_load_ranker(folder / RANKER_OF_ONE_USER)
+                if (folder / RANKER_OF_ONE_USER).exists()  # bundles of before have none
+                else None,
             )
         except (OSError, ValueError, ConfigError) as error:
             raise ModelError(
@@ -168,6 +178,37 @@ class Bundle:
             return np.empty(0, np.float32)
         return np.asarray(self._session.run(None, inputs)[0], np.float32)
 
+    def rank_candidates(self, **inputs: npt.NDArray[Any]) -> Floats:
+        """Click probabilities [B] of candidates for one user; inputs as in `export.INPUTS_OF_A_REQUEST`."""
+        if self._session_of_one_user is None:
+            num = len(inputs["target_BD"])
+            return self.run_ranker(
+                target_BD=inputs["target_BD"],
+                story_BSD=_repeat(inputs["story_LD"], num),
+                story_blocks_BS=_repeat(inputs["story_blocks_L"], num),
+                product_BPD=_repeat(inputs["product_LD"], num),
+                product_blocks_BP=_repeat(inputs["product_blocks_L"], num),
+            )
+        if not len(inputs["target_BD"]):
+            return np.empty(0, np.float32)
+        return np.asarray(self._session_of_one_user.run(["probabilities_B"], inputs)[0], np.float32)
+
+    def attention_weights(self, **inputs: npt.NDArray[Any]) -> tuple[Floats, Floats]:
+        """How much each head attends to each click of either domain, [B, H, L] each; inputs as above.
+
+        Raises:
+            ModelError: the bundle is of before such graphs.
+        """
+        if self._session_of_one_user is None:
+            raise ModelError(
+                f"bundle {self.version} cannot say what it attends to",
+                expected=f"{RANKER_OF_ONE_USER}, which older versions did not pack",
+                where=str(self.folder),
+                remedy="wait for the next champion",
+            )
+        story_BHL, product_BHL = self._session_of_one_user.run(["story_weights_BHL", "product_weights_BHL"], inputs)
+        return np.asarray(story_BHL, np.float32), np.asarray(product_BHL, np.float32)
+
     def probe(self) -> None:
         """Score a few stories of the table, one half of them for a user without clicks.
 
@@ -189,7 +230,15 @@ class Bundle:
             product_BPD=self.products.vectors_ND[rows(self.products, NUM_PROBES, length)],
             product_blocks_BP=blocks_BL,
         )
-        if scores_B.shape != (NUM_PROBES,) or not ((scores_B >= 0) & (scores_B <= 1)).all():
+        of_one_user_B = self.rank_candidates(
+            target_BD=self.stories.vectors_ND[rows(self.stories, NUM_PROBES)],
+            story_LD=self.stories.vectors_ND[rows(self.stories, length)],
+            story_blocks_L=blocks_BL[-1],
+            product_LD=self.products.vectors_ND[rows(self.products, length)],
+            product_blocks_L=blocks_BL[-1],
+        )
+        scores_B = np.concatenate([scores_B, of_one_user_B])
+        if scores_B.shape != (2 * NUM_PROBES,) or not ((scores_B >= 0) & (scores_B <= 1)).all():
             raise ModelError(
                 f"bundle {self.version} answers with scores that are no probabilities",
                 where=str(self.folder),
@@ -240,6 +289,10 @@ class Bundle:
 
         extractors = build_extractors(self.config, num_words=self.vocabulary.size)
         return load_trained_extractors(extractors, self.folder / weights_name)
+
+
+def _repeat(array: npt.NDArray[Any], num: int) -> npt.NDArray[Any]:
+    return np.ascontiguousarray(np.broadcast_to(array, (num, *array.shape)))
 
 
 def _load_table(folder: Path, domain: Domain) -> ItemTable:

@@ -435,7 +435,7 @@ def explain(
 @app.command()
 def serve(config: ConfigOption = None) -> None:
     """Serve the champion over HTTP; a new champion is picked up without a restart."""
-    from storyrec.serving import serve
+    from storyrec.serving.server import serve
 
     serve(load_config(config))
 

@@ -227,8 +227,18 @@ class Serving(Section):
     port: int = Field(8080, ge=0, le=65_535)
     follow: Literal["both", "champion", "canary"] = "both"  # both: each user hers; canary: the champion without one
     poll_seconds: float = Field(5.0, gt=0)  # how often the champion pointer is looked at
-    max_candidates: int = Field(5_000, ge=1)  # of one request
+    workers: int = Field(1, ge=1)  # processes that share the port, a thread each that scores
+    grpc_port: int = Field(0, ge=0, le=65_535)  # the Open Inference Protocol over gRPC; 0: only HTTP
     cache: str = "var/serving"  # where served bundles are kept
+    stories: str = ""  # data root whose stories of days after the training are scored too; empty: none
+    answers: str = ""  # folder where answers are logged; empty: nowhere
+    answers_seconds: float = Field(30.0, gt=0)  # how long a logged answer waits for others of its file
+    store_seconds: float = Field(0.05, gt=0)  # how long a request waits for the feature store
+    num_retrieved: int = Field(300, ge=1, le=5_000)  # candidates that /v1/recommend ranks
+    max_candidates: int = Field(5_000, ge=1)  # of one request
+    max_clicks: int = Field(1_000, ge=1)  # of one domain, where they come with the request
+    max_body_kilobytes: int = Field(1_000, ge=1)
+    body_seconds: float = Field(5.0, gt=0)  # how long a request's body may take to arrive
 
 
 class FeatureServer(Section):

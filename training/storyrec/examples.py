@@ -19,8 +19,8 @@ from storyrec.errors import DataError, ModelError
 from storyrec.features.store import open_feature_store
 from storyrec.logs.partitions import VALIDATED, list_days, read_days, read_titles
 from storyrec.match import nearest_stories
-from storyrec.ranking import Clicks, rank
 from storyrec.registry import fetch_bundle, read_champion
+from storyrec.serving.ranking import Clicks, rank
 from storyrec.storage import Storage, open_storage
 
 MIN_CANDIDATES = 200

@@ -5,9 +5,10 @@ Suffixes: B batch, S and P sequences (both of one length), D width, N items.
 
 import logging
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,14 +17,20 @@ from torch import Tensor, nn
 
 from storyrec.errors import ModelError
 from storyrec.finetune import EXTRACTORS
+from storyrec.models.aden import Aden
 from storyrec.models.click_model import Features, Ranker
 from storyrec.models.extractors import Extractors, ItemFeatures, RawItems
+from storyrec.schema import Domain
 from storyrec.warmstart import load_weights
+
+INPUTS_OF_A_REQUEST = ("target_BD", "story_LD", "story_blocks_L", "product_LD", "product_blocks_L")
+"""The same of the ranker for one user: both sequences once, L long."""
 
 INPUTS = ("target_BD", "story_BSD", "story_blocks_BS", "product_BPD", "product_blocks_BP")
 """Names of the exported ranker's inputs: float32 vectors and int64 time blocks, 0 = padding."""
 
 OUTPUT = "probabilities_B"
+OUTPUTS_OF_A_REQUEST = (OUTPUT, "story_weights_BHL", "product_weights_BHL")
 EMBEDDING_BATCH = 4_096
 
 
@@ -58,6 +65,27 @@ class _Clicks(nn.Module):
         return torch.sigmoid(logits_B + self.logit_offset)
 
 
+class _ClicksOfOneUser(nn.Module):
+    """ADEN for one user's request: the probabilities, and what each candidate attends to."""
+
+    def __init__(self, ranker: Aden, *, logit_offset: float) -> None:
+        super().__init__()
+        self.ranker = ranker
+        self.logit_offset = logit_offset
+
+    def forward(
+        self, target_BD: Tensor, story_LD: Tensor, story_blocks_L: Tensor, product_LD: Tensor, product_blocks_L: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        logits_B, weights = self.ranker.of_one_user(
+            target_BD,
+            story_LD=story_LD,
+            story_blocks_L=story_blocks_L,
+            product_LD=product_LD,
+            product_blocks_L=product_blocks_L,
+        )
+        return torch.sigmoid(logits_B + self.logit_offset), weights[Domain.STORY], weights[Domain.PRODUCT]
+
+
 def export_ranker(ranker: Ranker, *, width: int, sequence_length: int, logit_offset: float) -> bytes:
     """The ranker as one ONNX file with its weights inside; the same weights give the same bytes.
 
@@ -73,17 +101,58 @@ def export_ranker(ranker: Ranker, *, width: int, sequence_length: int, logit_off
     # five tensors of their own: the exporter takes inputs that are one object for one input
     example = (torch.zeros(batch_size, width), vectors[0], blocks[0], vectors[1], blocks[1])
     batch = torch.export.Dim("batch", min=1)
+    return _export(
+        _Clicks(ranker, logit_offset=logit_offset),
+        example,
+        inputs=INPUTS,
+        outputs=[OUTPUT],
+        dynamic_shapes=tuple({0: batch} for _ in INPUTS),
+    )
+
+
+def export_ranker_of_one_user(ranker: Aden, *, width: int, sequence_length: int, logit_offset: float) -> bytes:
+    """ADEN as `export_ranker` has it, for one user and any number of targets, with the attention weights.
+
+    A runtime computes only what it is asked for: ranking does not pay for the weights.
+
+    Args:
+        ranker: trained, reading both domains.
+        width, sequence_length, logit_offset: as for `export_ranker`.
+    """
+    sequences = [
+        part
+        for _ in Domain
+        for part in (torch.zeros(sequence_length, width), torch.ones(sequence_length, dtype=torch.int64))
+    ]
+    batch = torch.export.Dim("batch", min=1)
+    return _export(
+        _ClicksOfOneUser(ranker, logit_offset=logit_offset),
+        (torch.zeros(3, width), *sequences),
+        inputs=INPUTS_OF_A_REQUEST,
+        outputs=OUTPUTS_OF_A_REQUEST,
+        dynamic_shapes=({0: batch}, *(None for _ in sequences)),
+    )
+
+
+def _export(
+    module: nn.Module,
+    example: tuple[Tensor, ...],
+    *,
+    inputs: Sequence[str],
+    outputs: Sequence[str],
+    dynamic_shapes: tuple[Any, ...],
+) -> bytes:
     registration = logging.getLogger("torch.onnx._internal.exporter._registration")
     with warnings.catch_warnings(), _quiet(registration):  # both tell of packages that nothing here needs
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
-            _Clicks(ranker, logit_offset=logit_offset).eval(),
+            module.eval(),
             example,
             dynamo=True,
             verbose=False,
-            input_names=list(INPUTS),
-            output_names=[OUTPUT],
-            dynamic_shapes=tuple({0: batch} for _ in INPUTS),
+            input_names=list(inputs),
+            output_names=list(outputs),
+            dynamic_shapes=dynamic_shapes,
             external_data=False,
         )
     assert program is not None

@@ -15,14 +15,15 @@ import torch
 from scipy.optimize import brentq
 from scipy.special import expit
 
-from storyrec.bundle import ADEN, CONFIG, DUAL, RANKER, TRAINING, VOCABULARY, Bundle, table_path
+from storyrec.bundle import ADEN, CONFIG, DUAL, RANKER, RANKER_OF_ONE_USER, TRAINING, VOCABULARY, Bundle, table_path
 from storyrec.config import Config, Windows
 from storyrec.data.batches import make_batch
 from storyrec.data.dataset import Dataset
 from storyrec.errors import ModelError
-from storyrec.export import export_ranker, item_vectors, load_trained_extractors
+from storyrec.export import export_ranker, export_ranker_of_one_user, item_vectors, load_trained_extractors
 from storyrec.finetune import build_aden
 from storyrec.manifest import Manifest, seal_folder
+from storyrec.models.aden import Aden
 from storyrec.models.click_model import ClickModel
 from storyrec.pretrain import build_extractors, raw_items
 from storyrec.progress import track
@@ -78,6 +79,14 @@ def pack_bundle(config: Config, *, dataset: Path, dual: Path, aden: Path, out: P
                 logit_offset=offset,
             )
             write_file(folder / RANKER, ranker)
+            assert isinstance(model.ranker, Aden)
+            of_one_user = export_ranker_of_one_user(
+                model.ranker,
+                width=config.model.width,
+                sequence_length=config.features.sequence_length,
+                logit_offset=offset,
+            )
+            write_file(folder / RANKER_OF_ONE_USER, of_one_user)
             write_file(folder / TRAINING, json.dumps(training).encode())
             progress.advance(note="parity")
             packed = Bundle.open_unverified(folder, Manifest("", data.day, {}))

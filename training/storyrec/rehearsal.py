@@ -25,7 +25,7 @@ from storyrec.data.dataset import Dataset
 from storyrec.features.sequences import ClickLog
 from storyrec.metrics import Floats, Integers
 from storyrec.registry import push_bundle, switch_champion
-from storyrec.routes import MODEL_NAME
+from storyrec.serving.oip import MODEL_NAME
 from storyrec.storage import FolderStorage
 
 NUM_GOLDEN = 64
@@ -143,9 +143,9 @@ def _serving(bundle: Path, data: Dataset, scratch: Path) -> Iterator[str]:
     switch_champion(registry, version=version, day=data.day, expected_version=None)
     settings = Config().model_dump(mode="json")
     settings["locations"] |= {"registry": registry.url, "work": str(scratch / "work")}
-    settings["serving"] |= {"port": 0, "cache": str(scratch / "cache")}
+    settings["serving"] |= {"port": 0, "cache": str(scratch / "cache"), "store_seconds": ANSWER_SECONDS}
     save_config(Config.model_validate_json(json.dumps(settings)), scratch / "settings.toml")
-    command = [sys.executable, "-m", "storyrec.rehearsal_server", "settings.toml", "clicks.json"]
+    command = [sys.executable, "-m", "storyrec.serving.rehearsal_server", "settings.toml", "clicks.json"]
     with (scratch / "errors").open("w+") as errors:
         server = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True, cwd=scratch

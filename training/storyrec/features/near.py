@@ -1,9 +1,5 @@
 """The stories near a product, near a story, or near what a user clicked lately: a call, and its answer for a person.
 
-A user's interest is all clicks of both sequences, each in its own place: a story's distance to them is the soft
-minimum -ln(mean over the clicks of exp(-distance)). On held-out clicks that found more than the nearest click
-alone, and far more than the mean of the clicks: people have several interests (docs/feature-store.md).
-
 Suffixes: C = clicks, K = stories found, D = width.
 """
 
@@ -15,7 +11,7 @@ from rich.table import Table
 
 from storyrec.config import Config
 from storyrec.errors import DataError, ModelError
-from storyrec.features.neighbours import Floats, Int64s, StoryIndex, index_folder
+from storyrec.features.neighbours import Int64s, StoryIndex, index_folder, nearest_to_clicks
 from storyrec.features.partitions import work_folder
 from storyrec.features.publish import newest_published
 from storyrec.logs.partitions import read_titles
@@ -98,31 +94,6 @@ def find_nearby(
         titles=tuple(titles.get(story_id, "") for story_id in story_ids),
         distances=tuple(distances_K[new_K].tolist()),
     )
-
-
-def nearest_to_clicks(
-    index: StoryIndex, clicks_CD: Floats, *, top_k: int, exact: bool = False
-) -> tuple[Int64s, Floats]:
-    """The stories nearest to some vectors together, nearest first.
-
-    Of each click only its `top_k` nearest stories are looked at; it adds nothing to the others.
-
-    Args:
-        index: of the stories.
-        clicks_CD: matching vectors, at least one.
-        top_k: how many stories.
-        exact: compare all stories.
-
-    Returns:
-        rows_K: places in `index.story_ids_N`; distances_K: the soft minimum, of one vector the distance itself.
-    """
-    rows_CK, distances_CK = index.search(clicks_CD, top_k=top_k, exact=exact)
-    rows, places = np.unique(rows_CK, return_inverse=True)
-    nearness = np.full(len(rows), -np.inf)  # ln(sum of exp(-distance))
-    np.logaddexp.at(nearness, places.ravel(), -distances_CK.ravel().astype(np.float64))
-    distances = np.log(len(clicks_CD)) - nearness
-    best_K = np.argsort(distances, kind="stable")[:top_k]
-    return rows[best_K], distances[best_K].astype(np.float32)
 
 
 def print_nearby(found: Nearby, *, console: Console) -> None:

@@ -8,7 +8,7 @@ A folder a version, written whole:
 Everything large is memory-mapped. An exact search probes all cells of the same file: no second index.
 Distances are Euclidean. Paper: Sec. IV-G.
 
-Suffixes: N = stories, M = products, Q = queries, K = stories found, D = width.
+Suffixes: C = clicks, N = stories, M = products, Q = queries, K = stories found, D = width.
 """
 
 import json
@@ -195,6 +195,35 @@ def build_index(items: Mapping[str, npt.NDArray[Any]], *, version: str, folder: 
             np.save(new / name, values)
         (new / INDEX).write_text(json.dumps(asdict(info), indent=2))
     return StoryIndex(info, index, story_ids_N=story_ids_N, product_ids_M=product_ids_M, products_MD=products_MD)
+
+
+def nearest_to_clicks(
+    index: StoryIndex, clicks_CD: Floats, *, top_k: int, exact: bool = False
+) -> tuple[Int64s, Floats]:
+    """The stories nearest to some vectors together, nearest first.
+
+    A user's interest is all clicks of both sequences, each in its own place: a story's distance to them is the soft
+    minimum -ln(mean over the clicks of exp(-distance)). On held-out clicks that found more than the nearest click
+    alone, and far more than the mean of the clicks: people have several interests (docs/feature-store.md).
+
+    Of each click only its `top_k` nearest stories are looked at; it adds nothing to the others.
+
+    Args:
+        index: of the stories.
+        clicks_CD: matching vectors, at least one.
+        top_k: how many stories.
+        exact: compare all stories.
+
+    Returns:
+        rows_K: places in `index.story_ids_N`; distances_K: the soft minimum, of one vector the distance itself.
+    """
+    rows_CK, distances_CK = index.search(clicks_CD, top_k=top_k, exact=exact)
+    rows, places = np.unique(rows_CK, return_inverse=True)
+    nearness = np.full(len(rows), -np.inf)  # ln(sum of exp(-distance))
+    np.logaddexp.at(nearness, places.ravel(), -distances_CK.ravel().astype(np.float64))
+    distances = np.log(len(clicks_CD)) - nearness
+    best_K = np.argsort(distances, kind="stable")[:top_k]
+    return rows[best_K], distances[best_K].astype(np.float32)
 
 
 def index_folder(work: Path, version: str) -> Path:

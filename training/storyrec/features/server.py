@@ -13,7 +13,7 @@ from storyrec.errors import ConfigError, PlatformError
 from storyrec.features.partitions import work_folder
 from storyrec.features.repository import feature_repo, settings_file
 from storyrec.features.store import open_feature_store
-from storyrec.serving import listen
+from storyrec.serving.server import listen
 
 DISCOVERY = "STORYREC_OIDC_DISCOVERY"
 """Environment variable: where the provider of tokens describes itself."""

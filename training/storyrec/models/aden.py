@@ -55,8 +55,35 @@ class Aden(Ranker):
 
     def forward(self, features: Features) -> Tensor:
         """Logits of the click probabilities, [B]."""
-        target_BD = features.target_BD
-        parts = [*self.users(features), target_BD]
+        return self._logits(self.users(features), features.target_BD)
+
+    def of_one_user(
+        self,
+        target_BD: Tensor,
+        *,
+        story_LD: Tensor,
+        story_blocks_L: Tensor,
+        product_LD: Tensor,
+        product_blocks_L: Tensor,
+    ) -> tuple[Tensor, dict[Domain, Tensor]]:
+        """Logits of many targets for one user, [B], and the attention weights, [B, H, L], of the domains that count.
+
+        As `forward` and `attention_weights` with the sequences repeated for every target, in a fraction of the work.
+        """
+        sequences = (
+            (Domain.STORY, self.story_attention, story_LD, story_blocks_L),
+            (Domain.PRODUCT, self.product_attention, product_LD, product_blocks_L),
+        )
+        seen = {
+            domain: attention.of_one_user(target_BD, items_LD + self.time_blocks(blocks_L), blocks_L > 0)
+            for domain, attention, items_LD, blocks_L in sequences
+            if attention is not None
+        }
+        logits_B = self._logits([user_BD for user_BD, _ in seen.values()], target_BD)
+        return logits_B, {domain: weights_BHL for domain, (_, weights_BHL) in seen.items()}
+
+    def _logits(self, users: Sequence[Tensor], target_BD: Tensor) -> Tensor:
+        parts = [*users, target_BD]
         if self.gate is not None:
             # twice a softmax: an undecided gate changes nothing
             weights_BU = 2.0 * torch.softmax(self.gate(torch.cat(parts, dim=-1)), dim=-1)

@@ -44,12 +44,28 @@ class TargetAttention(nn.Module):
         user_BHE = user_BHE + total_BH1 * self.value.bias.view(self.num_heads, self.head_width)
         return user_BHE.flatten(1)
 
+    def of_one_user(self, target_BD: Tensor, sequence_LD: Tensor, mask_L: Tensor) -> tuple[Tensor, Tensor]:
+        """The user as each of many targets sees one sequence, [B, D], and the weights, [B, H, L].
+
+        The same arithmetic as `forward`, unfolded: keys and values are projected once for all targets.
+        """
+        query_HBE = self._heads(self.query(target_BD)) * self.head_width**-0.5
+        key_HLE, value_HLE = self._heads(self.key(sequence_LD)), self._heads(self.value(sequence_LD))
+        scores_HBL = torch.bmm(query_HBE, key_HLE.transpose(1, 2))
+        weights_HBL = masked_softmax(scores_HBL, mask_L, dim=-1)
+        user_BHE = torch.bmm(weights_HBL, value_HLE).transpose(0, 1)
+        return user_BHE.flatten(1), weights_HBL.transpose(0, 1)
+
     def weights(self, target_BD: Tensor, sequence_BLD: Tensor, mask_BL: Tensor) -> Tensor:
         """How much each head attends to each item, [B, H, L]: they sum to 1 over real positions, 0 at padding.
 
         Paper: Eq. 10.
         """
         return _attention_weights(*self._folded_query(target_BD), sequence_BLD, mask_BL)
+
+    def _heads(self, rows_ND: Tensor) -> Tensor:
+        """Rows cut into heads, [H, N, E]."""
+        return rows_ND.view(-1, self.num_heads, self.head_width).transpose(0, 1)
 
     def _folded_query(self, target_BD: Tensor) -> tuple[Tensor, Tensor]:
         """What a head's score is made from: score = query . item + offset, [B, H, D] and [B, H, 1]."""

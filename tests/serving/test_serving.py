@@ -2,16 +2,11 @@
 
 import json
 import os
-import re
 import shutil
 import socket
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -19,76 +14,22 @@ import httpx
 import numpy as np
 import pytest
 import yaml
-from fastapi.testclient import TestClient
+from served_world import DAYS, INFER, NOW_US, body, client_of, deploy, outputs, running_server
 
-from storyrec import serving
 from storyrec.bundle import Bundle
-from storyrec.config import Config, Locations, load_config, save_config
+from storyrec.config import Config, Locations, load_config
 from storyrec.errors import ModelError, PlatformError, StorageError
 from storyrec.features.build import build_features, materialize_features
 from storyrec.manifest import seal_folder
 from storyrec.match import nearest_stories
 from storyrec.promote import set_canary
-from storyrec.ranking import NO_CLICKS, Clicks, rank
-from storyrec.registry import push_bundle, read_champion, rollback, switch_champion
-from storyrec.routes import Sequences, create_app
-from storyrec.served import ServedBundle
-from storyrec.serving import serve
-from storyrec.storage import FolderStorage, Storage, open_storage
+from storyrec.registry import push_bundle, rollback
+from storyrec.serving import server
+from storyrec.serving.ranking import NO_CLICKS, Clicks, rank
+from storyrec.serving.served import ServedBundle
+from storyrec.serving.server import serve
+from storyrec.storage import FolderStorage, open_storage
 from trained import World
-
-NOW_US = 20_600 * 86_400_000_000
-DAYS = (date(2026, 3, 4), date(2026, 3, 5))
-
-
-def deploy(registry: Storage, packed: Path, folder: Path, *, day: date) -> str:
-    """Deploy a copy of a bundle under another day, so another version; the gate is not asked."""
-    shutil.copytree(packed, folder)
-    version = seal_folder(folder, day=day).version
-    push_bundle(registry, folder)
-    pointer = read_champion(registry)
-    switch_champion(registry, version=version, day=day, expected_version=pointer.champion.version if pointer else None)
-    return version
-
-
-@pytest.fixture
-def champion(packed: Path, tmp_path: Path) -> ServedBundle:
-    champion = ServedBundle(FolderStorage(tmp_path / "registry"), tmp_path / "cache")
-    deploy(champion.registry, packed, tmp_path / "first", day=DAYS[0])
-    assert champion.refresh()
-    return champion
-
-
-@contextmanager
-def client_of(champion: ServedBundle, *, sequences: Sequences | None = None) -> Iterator[TestClient]:
-    app = create_app(
-        champion,
-        sequences=sequences,
-        poll_seconds=60.0,
-        max_candidates=50,
-        num_stories=3,
-        now_us=lambda: NOW_US,
-    )
-    with TestClient(app) as client:
-        yield client
-
-
-def body(user_id: int, candidate_ids: list[int], **more: Any) -> dict[str, Any]:
-    inputs = [
-        {"name": "user_id", "shape": [1], "datatype": "INT64", "data": [user_id]},
-        {"name": "candidate_ids", "shape": [len(candidate_ids)], "datatype": "INT64", "data": candidate_ids},
-    ]
-    if "now_us" in more:
-        inputs.append({"name": "now_us", "shape": [1], "datatype": "INT64", "data": [more.pop("now_us")]})
-    return {"inputs": inputs, **more}
-
-
-INFER = "/v2/models/storyrec/infer"
-
-
-def outputs(answer: httpx.Response) -> dict[str, list[Any]]:
-    assert answer.status_code == 200, answer.text
-    return {output["name"]: output["data"] for output in answer.json()["outputs"]}
 
 
 def test_scores_are_those_of_the_ranker_on_the_users_clicks(champion: ServedBundle) -> None:
@@ -244,7 +185,7 @@ def test_a_new_champion_takes_over_and_its_predecessor_after_a_rollback(
     assert champion.refresh()
     assert champion.bundle is not None
     assert champion.bundle.version == second
-    assert [path.name for path in champion.cache.iterdir()] == [second]
+    assert {path.name for path in champion.cache.iterdir()} == {second, f"{second}.neighbours"}
     assert first is not None
     first.probe()  # a request in flight goes on with the bundle that it began with
     assert not champion.refresh()
@@ -332,32 +273,6 @@ def test_a_restart_serves_from_the_cache_unless_it_was_changed(champion: ServedB
     again.bundle.probe()
 
 
-@contextmanager
-def running_server(tmp_path: Path, registry: str, **settings: Any) -> Iterator[str]:
-    """`storyrec serve` as a process; its address."""
-    config = Config.model_validate(
-        {
-            "locations": {"registry": registry, "work": str(tmp_path / "work")},
-            "serving": {"port": 0, "poll_seconds": 0.05, "cache": str(tmp_path / "served"), **settings},
-        }
-    )
-    save_config(config, tmp_path / "settings.toml")
-    server = subprocess.Popen(
-        [sys.executable, "-m", "storyrec.cli", "serve", "--config", str(tmp_path / "settings.toml")],
-        stdout=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "STORYREC_FEATURE_REPO": str(tmp_path / "none")},
-    )
-    try:
-        assert server.stdout is not None
-        address = re.search(r"http://\S+", server.stdout.readline())
-        assert address is not None
-        yield address.group()
-    finally:
-        server.terminate()
-        assert server.wait(20) in (0, -15)
-
-
 def test_requests_never_fail_while_champions_change(packed: Path, tmp_path: Path) -> None:
     registry = FolderStorage(tmp_path / "registry")
     first = deploy(registry, packed, tmp_path / "first", day=DAYS[0])
@@ -423,7 +338,7 @@ def test_an_s3_registry_is_served(s3: Any, packed: Path, tmp_path: Path) -> None
 
 
 def test_the_kubernetes_manifests_fit_together_and_the_server(champion: ServedBundle, tmp_path: Path) -> None:
-    documents = yaml.safe_load_all((Path(__file__).parents[1] / "deploy" / "serving.yaml").read_text())
+    documents = yaml.safe_load_all((Path(__file__).parents[2] / "deploy" / "serving.yaml").read_text())
     by_kind = {document["kind"]: document for document in documents}
     pod = by_kind["Deployment"]["spec"]["template"]
     for kind in ("Deployment", "PodDisruptionBudget"):
@@ -460,7 +375,7 @@ def test_a_user_is_served_from_the_feature_store_as_from_the_logs(
     config = world.config.model_copy(update={"locations": Locations(work=str(work))})
     build_features(config, day=data.day)
     materialize_features(config, day=data.day)
-    sequences = serving.feature_store(config)
+    sequences = server.feature_store(config)
     assert sequences is not None
     now_us = int(datetime.combine(data.day + timedelta(days=1), datetime.min.time(), UTC).timestamp()) * 10**6
     ids = [int(i) for i in bundle.stories.ids_N[1:9]]

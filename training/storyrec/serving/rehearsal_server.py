@@ -1,6 +1,6 @@
 """The model server of a rehearsal: `storyrec serve`, with clicks from a file instead of the feature store.
 
-    python -m storyrec.rehearsal_server SETTINGS CLICKS
+    python -m storyrec.serving.rehearsal_server SETTINGS CLICKS
 
 Ends when its standard input does, so it does not outlive the rehearsal that started it.
 """
@@ -9,13 +9,14 @@ import json
 import os
 import sys
 import threading
+from functools import partial
 from pathlib import Path
 
 from storyrec.config import load_config
 from storyrec.errors import StoryrecError
-from storyrec.ranking import NO_CLICKS, Clicks
-from storyrec.routes import Sequences
-from storyrec.serving import serve_with
+from storyrec.serving.ranking import NO_CLICKS, Clicks
+from storyrec.serving.server import serve_with
+from storyrec.serving.store import Sequences
 
 
 def clicks_of_file(path: Path) -> Sequences:
@@ -37,6 +38,6 @@ def _end_with_parent() -> None:
 if __name__ == "__main__":
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
-        serve_with(load_config(Path(sys.argv[1])), sequences=lambda: clicks_of_file(Path(sys.argv[2])))
+        serve_with(load_config(Path(sys.argv[1])), sequences=partial(clicks_of_file, Path(sys.argv[2])))
     except StoryrecError as error:
         sys.exit(str(error))

@@ -11,7 +11,7 @@ import pytest
 from storyrec.bundle import Bundle
 from storyrec.data.batches import make_batch
 from storyrec.evaluate import score_instances
-from storyrec.ranking import NO_CLICKS, Clicks, rank
+from storyrec.serving.ranking import NO_CLICKS, Clicks, rank
 from trained import World
 
 DAY_US = 86_400_000_000
@@ -109,7 +109,7 @@ def test_an_unknown_candidate_is_a_story_without_title_and_cover(bundle: Bundle)
 
 def test_the_batch_of_a_request_equals_make_batch(world: World, bundle: Bundle) -> None:
     """The same slots and blocks, not only the same scores."""
-    from storyrec.ranking import _sequence
+    from storyrec.serving.ranking import cut_history, ranker_inputs
 
     data = world.data
     index_B = np.linspace(0, len(data.holdout) - 1, 30).astype(int)
@@ -124,12 +124,14 @@ def test_the_batch_of_a_request_equals_make_batch(world: World, bundle: Bundle) 
     for place, row in enumerate(index_B):
         now_us = int(data.holdout.shown_us_B[row])
         stories, products = all_clicks(world, int(data.holdout.user_ids_B[row]), until_us=now_us)
-        slots_L, blocks_L = _sequence(bundle, bundle.stories, stories, now_us)
-        np.testing.assert_array_equal(slots_L, batch.story_slots_BS[place])
-        np.testing.assert_array_equal(blocks_L, batch.story_blocks_BS[place])
-        slots_L, blocks_L = _sequence(bundle, bundle.products, products, now_us)
-        np.testing.assert_array_equal(slots_L, batch.product_slots_BP[place])
-        np.testing.assert_array_equal(blocks_L, batch.product_blocks_BP[place])
+        history = cut_history(bundle, story_clicks=stories, product_clicks=products, now_us=now_us)
+        inputs = ranker_inputs(bundle, history, candidate_ids=[], stories=bundle.stories)
+        for name, table, slots_L, blocks_L in (
+            ("story", bundle.stories, batch.story_slots_BS[place], batch.story_blocks_BS[place]),
+            ("product", bundle.products, batch.product_slots_BP[place], batch.product_blocks_BP[place]),
+        ):
+            np.testing.assert_array_equal(inputs[f"{name}_LD"], table.vectors_ND[slots_L])
+            np.testing.assert_array_equal(inputs[f"{name}_blocks_L"], blocks_L)
 
 
 def test_ranking_and_routes_need_only_what_the_serving_image_has(packed: Path) -> None:
@@ -143,9 +145,9 @@ def test_ranking_and_routes_need_only_what_the_serving_image_has(packed: Path) -
                     raise ImportError(f"{name} is not installed here")
 
         sys.meta_path.insert(0, Refuse())
-        from storyrec import routes, serving
+        from storyrec.serving import app, oip, plain, server
         from storyrec.bundle import Bundle
-        from storyrec.ranking import NO_CLICKS, rank
+        from storyrec.serving.ranking import NO_CLICKS, rank
         bundle = Bundle.load(Path(sys.argv[1]))
         print(*rank(bundle, story_clicks=NO_CLICKS, product_clicks=NO_CLICKS, now_us=1, candidate_ids=[1, 2]))
     """

@@ -1,0 +1,17 @@
+"""Fixtures of the serving tests."""
+
+from pathlib import Path
+
+import pytest
+from served_world import DAYS, deploy
+
+from storyrec.serving.served import ServedBundle
+from storyrec.storage import FolderStorage
+
+
+@pytest.fixture
+def champion(packed: Path, tmp_path: Path) -> ServedBundle:
+    champion = ServedBundle(FolderStorage(tmp_path / "registry"), tmp_path / "cache")
+    deploy(champion.registry, packed, tmp_path / "first", day=DAYS[0])
+    assert champion.refresh()
+    return champion

@@ -1,0 +1,1 @@
+"""What serves: the model server, its routes, and how a request becomes scores."""

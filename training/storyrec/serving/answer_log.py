@@ -1,0 +1,154 @@
+"""The answer log: what was answered to whom and from what, as Parquet.
+
+    ANSWERS/dt=YYYY-MM-DD/part-<time>-<process>-<number>.parquet
+
+A thread of its own writes; a request never waits for the disk. Files appear whole. Where answers come faster
+than the disk takes them, or the disk refuses, answers are dropped and counted.
+"""
+
+import io
+import logging
+import os
+import queue
+import threading
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from storyrec.errors import StorageError
+from storyrec.schema import TIMESTAMP
+from storyrec.serving.metrics import ANSWERS_DROPPED, ANSWERS_LOGGED
+from storyrec.storage import write_file
+
+if TYPE_CHECKING:
+    from storyrec.serving.recommender import Answer
+
+IDS = pa.list_(pa.int64())
+SCHEMA = pa.schema(
+    [
+        ("request_id", pa.string()),
+        ("answered_at", TIMESTAMP),
+        ("route", pa.string()),
+        ("user_id", pa.int64()),
+        ("model_version", pa.string()),
+        ("as_of", TIMESTAMP),
+        ("sequences", pa.string()),
+        ("fallback", pa.string()),
+        ("story_ids", IDS),
+        ("story_clicked_us", IDS),
+        ("product_ids", IDS),
+        ("product_clicked_us", IDS),
+        ("sequence_age_seconds", pa.float64()),
+        ("candidate_ids", IDS),
+        ("scores", pa.list_(pa.float32())),
+        ("unknown_ids", IDS),
+        ("appended_ids", IDS),
+        ("retrieval", pa.string()),
+    ]
+)
+MAX_WAITING = 10_000
+ANSWERS_A_FILE = 5_000
+
+log = logging.getLogger(__name__)
+
+
+class AnswerLog:
+    """Writes answers from a thread of its own.
+
+    Args:
+        folder: where the days are.
+        flush_seconds: how long an answer waits for others at most.
+        max_waiting: answers in memory; more are dropped.
+    """
+
+    def __init__(self, folder: Path, *, flush_seconds: float, max_waiting: int = MAX_WAITING) -> None:
+        self.folder, self._flush_seconds = folder, flush_seconds
+        self._waiting: queue.Queue[Answer | None] = queue.Queue(max_waiting)
+        self._number = 0
+        self._writer = threading.Thread(target=self._write_all, name="answer-log", daemon=True)
+        self._writer.start()
+
+    def put(self, answer: "Answer") -> None:
+        """Have an answer written, or drop it where too many wait."""
+        try:
+            self._waiting.put_nowait(answer)
+        except queue.Full:
+            ANSWERS_DROPPED.inc()
+
+    def close(self) -> None:
+        """Write what waits and end."""
+        self._waiting.put(None)
+        self._writer.join(30)
+
+    def _write_all(self) -> None:
+        more = True
+        while more:
+            batch, more = self._next_batch()
+            by_day: dict[str, list[Answer]] = {}
+            for answer in batch:
+                day = datetime.fromtimestamp(answer.answered_us / 1e6, UTC).date().isoformat()
+                by_day.setdefault(day, []).append(answer)
+            for day, answers in by_day.items():
+                self._write(day, answers)
+
+    def _next_batch(self) -> "tuple[list[Answer], bool]":
+        """Answers of `flush_seconds`, a file's worth at most, and whether more may come."""
+        batch: list[Answer] = []
+        ends = time.monotonic() + self._flush_seconds
+        while len(batch) < ANSWERS_A_FILE:
+            try:
+                answer = self._waiting.get(timeout=max(0.0, ends - time.monotonic()))
+            except queue.Empty:
+                break
+            if answer is None:
+                return batch, False
+            batch.append(answer)
+        return batch, True
+
+    def _write(self, day: str, answers: "list[Answer]") -> None:
+        self._number += 1
+        name = f"part-{time.time_ns()}-{os.getpid()}-{self._number}.parquet"
+        buffer = io.BytesIO()
+        try:
+            pq.write_table(
+                pa.Table.from_pylist([row(answer) for answer in answers], SCHEMA), buffer, compression="zstd"
+            )
+            write_file(self.folder / f"dt={day}" / name, buffer.getvalue())
+        except (StorageError, pa.ArrowException) as error:
+            ANSWERS_DROPPED.inc(len(answers))
+            log.error("%d answers were not logged: %s", len(answers), error)
+        else:
+            ANSWERS_LOGGED.inc(len(answers))
+
+
+def row(answer: "Answer") -> dict[str, Any]:
+    """An answer as a row of the log; the sequences are those that were found, before the model cuts them."""
+    looked = answer.looked
+    sequences = {
+        "story_ids": looked.story_clicks.item_ids_C,
+        "story_clicked_us": looked.story_clicks.clicked_us_C,
+        "product_ids": looked.product_clicks.item_ids_C,
+        "product_clicked_us": looked.product_clicks.clicked_us_C,
+    }
+    return {
+        "request_id": answer.request_id,
+        "answered_at": answer.answered_us,
+        "route": answer.route,
+        "user_id": answer.user_id,
+        "model_version": answer.model_version,
+        "as_of": answer.history.now_us,
+        "sequences": looked.origin,
+        "fallback": looked.reason or None,
+        **{name: np.asarray(values, np.int64) for name, values in sequences.items()},
+        "sequence_age_seconds": answer.age_seconds,
+        "candidate_ids": answer.candidate_ids_B,
+        "scores": answer.scores_B,
+        "unknown_ids": answer.candidate_ids_B[answer.unknown_B],
+        "appended_ids": answer.candidate_ids_B[answer.appended_B],
+        "retrieval": answer.retrieval,
+    }

@@ -1,0 +1,210 @@
+"""The model server: one port, a process or several, each with the champion, its routes and its threads."""
+
+import logging
+import os
+import socket
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from storyrec.config import Config
+from storyrec.errors import PlatformError, StoryrecError
+from storyrec.serving.ranking import Clicks
+from storyrec.storage import open_storage
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+    from storyrec.serving.served import ServedBundle
+    from storyrec.serving.store import Sequences
+
+log = logging.getLogger(__name__)
+
+
+def serve(config: Config) -> None:
+    """Serve the champion until stopped; clicks come from the feature store.
+
+    Raises:
+        PlatformError, StoryrecError: as `serve_with`.
+    """
+    serve_with(config, sequences=partial(feature_store, config))
+
+
+def serve_with(config: Config, *, sequences: "Callable[[], Sequences | None]") -> None:
+    """Serve the champion until stopped.
+
+    Args:
+        config: settings; serving, locations, match.num_stories.
+        sequences: opens what looks clicks up, in each process; can be pickled.
+
+    Raises:
+        PlatformError: the port is taken or the address is not this machine's.
+        StoryrecError: the registry cannot be read, or the deployed bundle cannot be used.
+    """
+    import uvicorn
+    from uvicorn.supervisors import Multiprocess
+
+    settings = config.serving
+    with ExitStack() as stack:
+        listener = stack.enter_context(listen(settings.host, settings.port))
+        port = listener.getsockname()[1]
+        if settings.workers > 1:  # before anything counts
+            os.environ["PROMETHEUS_MULTIPROC_DIR"] = stack.enter_context(tempfile.TemporaryDirectory())
+        champion = open_champion(config, port=port)
+        version = champion.bundle.version if champion.bundle else "no champion yet"
+        print(f"storyrec: http://{settings.host}:{port} serves {version}", flush=True)
+        if settings.workers == 1:
+            app = make_app(config, champion=champion, sequences=sequences)
+            uvicorn.Server(uvicorn.Config(app, log_level="warning")).run(sockets=[listener])
+        else:
+            del champion  # each worker opens its own from the cache
+            worker = uvicorn.Config(
+                partial(worker_app, config, port=port, sequences=sequences),  # type: ignore[arg-type]
+                factory=True,
+                workers=settings.workers,
+                log_level="warning",
+            )
+            Multiprocess(worker, sockets=[listener]).run()
+
+
+def worker_app(config: Config, *, port: int, sequences: "Callable[[], Sequences | None]") -> "FastAPI":
+    """The application of one of several processes; arguments as for `make_app` and `open_champion`."""
+    return make_app(config, champion=open_champion(config, port=port), sequences=sequences)
+
+
+def open_champion(config: Config, *, port: int) -> "ServedBundle":
+    """What serves, at what the pointer names now.
+
+    Args:
+        config: settings; serving, locations.
+        port: of the server; one cache a port.
+
+    Raises:
+        StoryrecError: the registry cannot be read, or the deployed bundle cannot be used.
+    """
+    from storyrec.serving.new_stories import NewStories
+    from storyrec.serving.served import ServedBundle
+
+    settings, locations = config.serving, config.locations
+    champion = ServedBundle(
+        open_storage(locations.registry, s3_endpoint=locations.s3_endpoint),
+        Path(settings.cache) / str(port),
+        follow_canary=settings.follow == "canary",
+        new_stories=NewStories(open_storage(settings.stories, s3_endpoint=locations.s3_endpoint))
+        if settings.stories
+        else None,
+    )
+    champion.refresh()
+    return champion
+
+
+def make_app(config: Config, *, champion: "ServedBundle", sequences: "Callable[[], Sequences | None]") -> "FastAPI":
+    """The application over one champion, with the threads that it needs while it runs.
+
+    Args:
+        config: settings; serving, match.num_stories.
+        champion: what serves.
+        sequences: opens what looks clicks up.
+    """
+    import faiss
+
+    from storyrec.serving.answer_log import AnswerLog
+    from storyrec.serving.app import create_app
+    from storyrec.serving.recommender import Limits, Recommender
+    from storyrec.serving.store import SequenceStore
+
+    faiss.omp_set_num_threads(1)  # scale by processes: threads fight for cores
+    settings = config.serving
+    store = SequenceStore(sequences(), deadline_seconds=settings.store_seconds)
+    answers = AnswerLog(Path(settings.answers), flush_seconds=settings.answers_seconds) if settings.answers else None
+    recommender = Recommender(
+        champion,
+        store=store,
+        limits=Limits(
+            max_candidates=settings.max_candidates,
+            max_clicks=settings.max_clicks,
+            num_retrieved=settings.num_retrieved,
+        ),
+        answers=answers,
+        now_us=lambda: time.time_ns() // 1_000,
+    )
+    max_body_bytes = settings.max_body_kilobytes * 1_000
+
+    @contextmanager
+    def running() -> Iterator[None]:
+        with ExitStack() as stack:
+            stack.callback(store.close)
+            if answers is not None:
+                stack.callback(answers.close)
+            stack.enter_context(watching(champion, poll_seconds=settings.poll_seconds))
+            if settings.grpc_port:
+                from storyrec.serving.grpc_server import start_grpc
+
+                server = start_grpc(
+                    recommender, host=settings.host, port=settings.grpc_port, max_body_bytes=max_body_bytes
+                )
+                stack.callback(lambda: server.stop(grace=5).wait())
+            yield
+
+    return create_app(
+        recommender,
+        num_stories=config.match.num_stories,
+        max_body_bytes=max_body_bytes,
+        body_seconds=settings.body_seconds,
+        running=running,
+    )
+
+
+@contextmanager
+def watching(champion: "ServedBundle", *, poll_seconds: float) -> Iterator[None]:
+    """Keep the champion fresh while the block runs."""
+    stop = threading.Event()
+    watcher = threading.Thread(target=champion.watch, args=(stop,), kwargs={"poll_seconds": poll_seconds}, daemon=True)
+    watcher.start()
+    yield
+    stop.set()
+    watcher.join(10)
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket.
+
+    Raises:
+        PlatformError: the port is taken or the address is not this machine's.
+    """
+    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+        listener.listen(1_024)
+    except OSError as error:
+        listener.close()
+        raise PlatformError(
+            f"cannot listen on port {port}: {error.strerror or error}",
+            expected="a free port of this machine",
+            where=f"{host}:{port}",
+            remedy="stop what uses it, or set another port",
+        ) from error
+    return listener
+
+
+def feature_store(config: Config) -> "Sequences | None":
+    """How to look a user's clicks up online; None, with a warning, where there is no feature store."""
+    try:
+        from storyrec.features.store import open_feature_store
+
+        store = open_feature_store(config.locations.work, profile=config.profile)
+    except (ImportError, StoryrecError) as error:
+        log.warning("no feature store, every user is served without clicks: %s", error)
+        return None
+
+    def sequences(user_id: int) -> tuple[Clicks, Clicks]:
+        (found,) = store.online_sequences([user_id])
+        return Clicks(found.story_ids, found.story_clicked_us), Clicks(found.product_ids, found.product_clicked_us)
+
+    return sequences

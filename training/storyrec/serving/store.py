@@ -1,0 +1,98 @@
+"""A user's clicks from the feature store, within a deadline; an outage costs the clicks and not the answer.
+
+A store that is down makes its client retry for many seconds. One thread asks it; a request waits for its
+answer no longer than the deadline. After a failure nobody asks for a while (the circuit is open), then one
+request tries again.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Literal
+
+from storyrec.serving.ranking import NO_CLICKS, Clicks
+
+Sequences = Callable[[int], tuple[Clicks, Clicks]]
+"""A user's story clicks and product clicks."""
+
+Origin = Literal["online", "given", "none", "unavailable"]
+"""Where clicks come from: the store, the request; there is no store; the store did not answer in time."""
+
+OPEN_SECONDS = 1.0
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class Looked:
+    """What was found of a user.
+
+    Attributes:
+        story_clicks, product_clicks: none where there was no answer.
+        origin: where they come from.
+        reason: why there is no answer: "deadline", "error", "circuit_open"; empty where there is one.
+    """
+
+    story_clicks: Clicks
+    product_clicks: Clicks
+    origin: Origin
+    reason: str = ""
+
+
+class SequenceStore:
+    """Looks users up, one at a time.
+
+    Args:
+        sequences: asks the store; None: there is none, every user is one without clicks.
+        deadline_seconds: how long a request waits, queueing included.
+        open_seconds: how long nobody asks after a failure.
+    """
+
+    def __init__(
+        self, sequences: Sequences | None, *, deadline_seconds: float, open_seconds: float = OPEN_SECONDS
+    ) -> None:
+        self._sequences, self._deadline, self._open_seconds = sequences, deadline_seconds, open_seconds
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="feature-store")  # connections are for one thread
+        self._lock = threading.Lock()
+        self._failed, self._retry_at = False, 0.0
+        self._stuck: Future[tuple[Clicks, Clicks]] | None = None
+
+    def look_up(self, user_id: int) -> Looked:
+        """The user's clicks, or none with the reason."""
+        if self._sequences is None:
+            return Looked(NO_CLICKS, NO_CLICKS, "none")
+        if not self._may_ask():
+            return Looked(NO_CLICKS, NO_CLICKS, "unavailable", "circuit_open")
+        asked = self._thread.submit(self._sequences, user_id)
+        try:
+            story_clicks, product_clicks = asked.result(self._deadline)
+        except Exception as error:
+            late = not asked.done()
+            log.warning("the feature store did not answer for a user: %s", "deadline" if late else error)
+            self._fail(asked)
+            return Looked(NO_CLICKS, NO_CLICKS, "unavailable", "deadline" if late else "error")
+        self._failed = False
+        return Looked(story_clicks, product_clicks, "online")
+
+    def close(self) -> None:
+        """Ask no more."""
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+    def _may_ask(self) -> bool:
+        if not self._failed:
+            return True
+        with self._lock:
+            now = time.monotonic()
+            if now < self._retry_at or (self._stuck is not None and not self._stuck.done()):
+                return False
+            self._retry_at = now + self._open_seconds  # this request alone tries
+            return True
+
+    def _fail(self, asked: Future[tuple[Clicks, Clicks]]) -> None:
+        with self._lock:
+            self._failed, self._retry_at = True, time.monotonic() + self._open_seconds
+            if not asked.cancel():  # one that waits behind another is cancelled
+                self._stuck = asked
