@@ -11,9 +11,9 @@ TRIAGE = """
 Every ten minutes, one step: wait, give the canary the next share of the users, make it the champion, or withdraw it.
 What it decided and why is in the task's log, and in the registry's pointer (`storyrec registry show`).
 
-**advance failed.** The canary was withdrawn: the champion serves everybody again, nothing is to be done at night. The log
-names what failed: errors, latency or the spread of the scores. A rerun of its day does not try it again; `storyrec
-rollout start` does, when somebody says why.
+**advance failed.** The canary was withdrawn: the champion serves everybody again, nothing is to be done at night.
+The log names what failed: errors, latency or the spread of the scores. A rerun of its day does not try it again;
+`storyrec rollout start` does, when somebody says why.
 """
 
 with DAG(

@@ -21,6 +21,7 @@ from storyrec.serving.answer_log import AnswerLog
 from storyrec.serving.app import create_app
 from storyrec.serving.recommender import Limits, Recommender
 from storyrec.serving.served import ServedBundle
+from storyrec.serving.split import Split
 from storyrec.serving.store import Sequences, SequenceStore
 from storyrec.storage import Storage
 
@@ -40,11 +41,15 @@ def deploy(registry: Storage, packed: Path, folder: Path, *, day: date) -> str:
 
 
 def recommender_of(
-    champion: ServedBundle, *, sequences: Sequences | None = None, answers: AnswerLog | None = None, **store: float
+    models: ServedBundle | Split,
+    *,
+    sequences: Sequences | None = None,
+    answers: AnswerLog | None = None,
+    **store: float,
 ) -> Recommender:
     """What answers, with a clock that stands still."""
     return Recommender(
-        champion,
+        models if isinstance(models, Split) else Split(models),
         store=SequenceStore(sequences, **{"deadline_seconds": 5.0, **store}),
         limits=Limits(max_candidates=50, max_clicks=30, num_retrieved=12),
         answers=answers,
@@ -54,10 +59,14 @@ def recommender_of(
 
 @contextmanager
 def client_of(
-    champion: ServedBundle, *, sequences: Sequences | None = None, answers: AnswerLog | None = None, **store: float
+    models: ServedBundle | Split,
+    *,
+    sequences: Sequences | None = None,
+    answers: AnswerLog | None = None,
+    **store: float,
 ) -> Iterator[TestClient]:
     """A client of the application in this process; `store` are arguments of `SequenceStore`."""
-    recommender = recommender_of(champion, sequences=sequences, answers=answers, **store)
+    recommender = recommender_of(models, sequences=sequences, answers=answers, **store)
     app = create_app(recommender, num_stories=3, max_body_bytes=20_000, body_seconds=0.5)
     with TestClient(app, raise_server_exceptions=False) as client:
         yield client

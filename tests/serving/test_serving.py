@@ -22,7 +22,7 @@ from storyrec.errors import ModelError, PlatformError, StorageError
 from storyrec.features.build import build_features, materialize_features
 from storyrec.manifest import seal_folder
 from storyrec.match import nearest_stories
-from storyrec.promote import set_canary
+from storyrec.promote import set_canary, withdraw_canary
 from storyrec.registry import push_bundle, rollback
 from storyrec.serving import server
 from storyrec.serving.ranking import NO_CLICKS, Clicks, rank
@@ -211,9 +211,9 @@ def test_a_server_that_follows_the_canary_serves_it_and_else_the_champion(
         return [server.bundle.version for server in servers if server.bundle is not None]
 
     assert served(champion, follower) == [first, first]
-    set_canary(registry, second, why="a try")
+    set_canary(registry, second, share=0.05, why="a try")
     assert served(champion, follower) == [first, second]
-    set_canary(registry, None, why="enough")
+    withdraw_canary(registry, second, why="enough")
     assert served(champion, follower) == [first, first]
 
 

@@ -32,13 +32,18 @@ class Arm:
     latency_ms_A: Floats
     scores_K: Floats
 
+    @property
+    def num_answers(self) -> int:
+        """Requests that it answered."""
+        return self.num_requests - self.num_errors
+
 
 @dataclass(frozen=True)
 class Limits:
     """What a canary must keep to.
 
     Attributes:
-        min_requests: of each arm; with fewer nothing is judged but errors.
+        min_requests: answered by each arm; with fewer nothing is judged but errors.
         max_error_rate: of the canary's requests.
         max_latency_ratio: 95th percentile over the champion's.
         max_drift: population stability index of the scores against the champion's.
@@ -52,10 +57,12 @@ class Limits:
 
 def judge_canary(champion: Arm, canary: Arm, *, limits: Limits) -> tuple[Rule, ...]:
     """The rules as they were judged; a rule without enough requests holds, as its reason says."""
-    is_enough = min(champion.num_requests, canary.num_requests) >= limits.min_requests
+    is_enough = min(champion.num_answers, canary.num_answers) >= limits.min_requests
     rules = [_errors(canary, limits)]
     for judge in (_latency, _drift):
-        rules.append(judge(champion, canary, limits) if is_enough else _too_few(judge.__name__.strip("_"), canary, limits))
+        rules.append(
+            judge(champion, canary, limits) if is_enough else _too_few(judge.__name__.strip("_"), canary, limits)
+        )
     return tuple(rules)
 
 
@@ -71,8 +78,12 @@ def _errors(canary: Arm, limits: Limits) -> Rule:
 def _latency(champion: Arm, canary: Arm, limits: Limits) -> Rule:
     before, after = (float(np.percentile(arm.latency_ms_A, PERCENTILE)) for arm in (champion, canary))
     allowed = before * limits.max_latency_ratio
-    reason = f"{PERCENTILE} % of the answers within {after:.1f} ms, the champion's within {before:.1f} ({allowed:.1f} may be)"
-    return Rule("latency", after <= allowed, {"champion_ms": before, "canary_ms": after}, limits.max_latency_ratio, reason)
+    reason = (
+        f"{PERCENTILE} % of the answers within {after:.1f} ms, the champion's within {before:.1f} "
+        f"({allowed:.1f} may be)"
+    )
+    figures = {"champion_ms": before, "canary_ms": after}
+    return Rule("latency", after <= allowed, figures, limits.max_latency_ratio, reason)
 
 
 def _drift(champion: Arm, canary: Arm, limits: Limits) -> Rule:
@@ -86,5 +97,5 @@ def _drift(champion: Arm, canary: Arm, limits: Limits) -> Rule:
 
 
 def _too_few(name: str, canary: Arm, limits: Limits) -> Rule:
-    reason = f"{canary.num_requests:,} requests of the canary, too few to be judged (it takes {limits.min_requests:,})"
-    return Rule(name, True, {"num_requests": canary.num_requests}, None, reason)
+    reason = f"{canary.num_answers:,} answers of the canary, too few to be judged (it takes {limits.min_requests:,})"
+    return Rule(name, True, {"num_answers": canary.num_answers}, None, reason)

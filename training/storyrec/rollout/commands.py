@@ -84,9 +84,9 @@ def stop(version: VersionArgument, why: WhyOption, config: ConfigOption = None) 
 
 @rollout_app.command("manifest")
 def manifest(
-    deployment: Annotated[
-        Path, typer.Option(help="Manifests whose Deployment says how a server runs.")
-    ] = Path("deploy/serving.yaml"),
+    deployment: Annotated[Path, typer.Option(help="Manifests whose Deployment says how a server runs.")] = Path(
+        "deploy/serving.yaml"
+    ),
     config: ConfigOption = None,
 ) -> None:
     """Print KServe's InferenceService for what the registry's pointer says now; for `kubectl apply -f -`."""

@@ -1,4 +1,4 @@
-"""One step of a rollout: look at what the canary answered, then widen its share, make it champion, withdraw it, or wait."""
+"""One step of a rollout: by what the canary answered, widen its share, make it champion, withdraw it, or wait."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -74,11 +74,11 @@ def advance(
         withdraw_canary(registry, canary.version, why=why)
         return Step("withdraw", canary.version, canary.share, 0.0, why, rules)
     lasting = at - since
-    num_seen = min(champion_arm.num_requests, canary_arm.num_requests)
+    num_seen = min(champion_arm.num_answers, canary_arm.num_answers)
     if lasting < timedelta(minutes=min_minutes) or num_seen < limits.min_requests:
         why = (
-            f"{canary.share:.0%} of the users for {lasting.total_seconds() / 60:,.0f} minutes, {num_seen:,} requests; "
-            f"it takes {min_minutes:,.0f} minutes and {limits.min_requests:,} requests of either model"
+            f"{canary.share:.0%} of the users for {lasting.total_seconds() / 60:,.0f} minutes, {num_seen:,} answers; "
+            f"it takes {min_minutes:,.0f} minutes and {limits.min_requests:,} answers of either model"
         )
         return Step("wait", canary.version, canary.share, canary.share, why, rules)
     why = "; ".join(rule.reason for rule in rules)

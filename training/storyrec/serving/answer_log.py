@@ -14,7 +14,7 @@ import threading
 import time
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -22,11 +22,9 @@ import pyarrow.parquet as pq
 
 from storyrec.errors import StorageError
 from storyrec.schema import TIMESTAMP
+from storyrec.serving.answers import Answer, Failure
 from storyrec.serving.metrics import ANSWERS_DROPPED, ANSWERS_LOGGED
 from storyrec.storage import write_file
-
-if TYPE_CHECKING:
-    from storyrec.serving.recommender import Answer
 
 IDS = pa.list_(pa.int64())
 SCHEMA = pa.schema(
@@ -36,6 +34,9 @@ SCHEMA = pa.schema(
         ("route", pa.string()),
         ("user_id", pa.int64()),
         ("model_version", pa.string()),
+        ("role", pa.string()),
+        ("latency_ms", pa.float64()),
+        ("error", pa.string()),
         ("as_of", TIMESTAMP),
         ("sequences", pa.string()),
         ("fallback", pa.string()),
@@ -68,12 +69,12 @@ class AnswerLog:
 
     def __init__(self, folder: Path, *, flush_seconds: float, max_waiting: int = MAX_WAITING) -> None:
         self.folder, self._flush_seconds = folder, flush_seconds
-        self._waiting: queue.Queue[Answer | None] = queue.Queue(max_waiting)
+        self._waiting: queue.Queue[Answer | Failure | None] = queue.Queue(max_waiting)
         self._number = 0
         self._writer = threading.Thread(target=self._write_all, name="answer-log", daemon=True)
         self._writer.start()
 
-    def put(self, answer: "Answer") -> None:
+    def put(self, answer: Answer | Failure) -> None:
         """Have an answer written, or drop it where too many wait."""
         try:
             self._waiting.put_nowait(answer)
@@ -89,16 +90,16 @@ class AnswerLog:
         more = True
         while more:
             batch, more = self._next_batch()
-            by_day: dict[str, list[Answer]] = {}
+            by_day: dict[str, list[Answer | Failure]] = {}
             for answer in batch:
                 day = datetime.fromtimestamp(answer.answered_us / 1e6, UTC).date().isoformat()
                 by_day.setdefault(day, []).append(answer)
             for day, answers in by_day.items():
                 self._write(day, answers)
 
-    def _next_batch(self) -> "tuple[list[Answer], bool]":
+    def _next_batch(self) -> tuple[list[Answer | Failure], bool]:
         """Answers of `flush_seconds`, a file's worth at most, and whether more may come."""
-        batch: list[Answer] = []
+        batch: list[Answer | Failure] = []
         ends = time.monotonic() + self._flush_seconds
         while len(batch) < ANSWERS_A_FILE:
             try:
@@ -110,7 +111,7 @@ class AnswerLog:
             batch.append(answer)
         return batch, True
 
-    def _write(self, day: str, answers: "list[Answer]") -> None:
+    def _write(self, day: str, answers: list[Answer | Failure]) -> None:
         self._number += 1
         name = f"part-{time.time_ns()}-{os.getpid()}-{self._number}.parquet"
         buffer = io.BytesIO()
@@ -126,8 +127,18 @@ class AnswerLog:
             ANSWERS_LOGGED.inc(len(answers))
 
 
-def row(answer: "Answer") -> dict[str, Any]:
+def row(answer: Answer | Failure) -> dict[str, Any]:
     """An answer as a row of the log; the sequences are those that were found, before the model cuts them."""
+    told = {
+        "request_id": answer.request_id,
+        "answered_at": answer.answered_us,
+        "route": answer.route,
+        "user_id": answer.user_id,
+        "model_version": answer.model_version,
+        "role": answer.role,
+    }
+    if isinstance(answer, Failure):
+        return told | {"error": answer.error}
     looked = answer.looked
     sequences = {
         "story_ids": looked.story_clicks.item_ids_C,
@@ -136,11 +147,8 @@ def row(answer: "Answer") -> dict[str, Any]:
         "product_clicked_us": looked.product_clicks.clicked_us_C,
     }
     return {
-        "request_id": answer.request_id,
-        "answered_at": answer.answered_us,
-        "route": answer.route,
-        "user_id": answer.user_id,
-        "model_version": answer.model_version,
+        **told,
+        "latency_ms": answer.latency_ms,
         "as_of": answer.history.now_us,
         "sequences": looked.origin,
         "fallback": looked.reason or None,

@@ -59,7 +59,7 @@ class InferenceService(GRPCInferenceServiceServicer):
     """The protocol's six calls."""
 
     def __init__(self, recommender: Recommender) -> None:
-        self._recommender, self._champion = recommender, recommender.champion
+        self._recommender, self._champion = recommender, recommender.models
 
     def ServerLive(self, request: pb.ServerLiveRequest, context: Context) -> pb.ServerLiveResponse:
         return pb.ServerLiveResponse(live=True)

@@ -6,7 +6,7 @@ figures are those of all workers together.
 
 import os
 
-from prometheus_client import REGISTRY, CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
 
 FOLDER = "PROMETHEUS_MULTIPROC_DIR"
@@ -31,6 +31,12 @@ SEQUENCE_AGE = Histogram(
     buckets=(60.0, HOURS, 6 * HOURS, 24 * HOURS, 30 * HOURS, 48 * HOURS, 7 * 24 * HOURS, 30 * 24 * HOURS),
 )
 BUNDLE_LOADS = Counter("storyrec_bundle_loads", "Bundles that serve now, or were refused.", ["outcome"])
+CANARY_SHARE = Gauge("storyrec_canary_share", "Share of the users whom the canary answers.", multiprocess_mode="max")
+CANARY_FAILURES = Counter("storyrec_canary_failures", "Requests that the canary could not answer.", ["role"])
+CANARY_WITHDRAWN = Counter("storyrec_canary_withdrawn", "Canaries that failed in this server's traffic.")
+SHADOWS_DROPPED = Counter(
+    "storyrec_shadows_dropped", "Requests that the shadow did not score, because too many waited."
+)
 ANSWERS_LOGGED = Counter("storyrec_answers_logged", "Answers written to the answer log.")
 ANSWERS_DROPPED = Counter("storyrec_answers_dropped", "Answers that the answer log had no room for.")
 

@@ -17,7 +17,7 @@ OUTPUTS = (("scores", "FP32"), ("unknown_candidate_ids", "INT64"))
 
 def oip_routes(recommender: Recommender) -> APIRouter:
     """The routes below /v2."""
-    routes, champion = APIRouter(tags=["Open Inference Protocol"]), recommender.champion
+    routes, champion = APIRouter(tags=["Open Inference Protocol"]), recommender.models
     model_path = f"/v2/models/{MODEL_NAME}"
 
     @routes.get("/v2")

@@ -3,10 +3,12 @@
 Suffixes: B candidates, C clicks, H heads, L sequence.
 """
 
+import logging
+import time
 import uuid
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -15,16 +17,19 @@ from storyrec.features.neighbours import nearest_to_clicks
 from storyrec.schema import Domain
 from storyrec.serving import metrics
 from storyrec.serving.answer_log import AnswerLog
+from storyrec.serving.answers import Answer, Failure, Retrieval
 from storyrec.serving.ranking import Clicks, History, cut_history, ranker_inputs
-from storyrec.serving.served import Served, ServedBundle
+from storyrec.serving.served import Served
+from storyrec.serving.shadow import Shadows
+from storyrec.serving.split import Chosen, Split
 from storyrec.serving.store import Looked, SequenceStore
 
 INT64 = 2**63
+
+log = logging.getLogger(__name__)
+
 Int64s = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
-
-Retrieval = Literal["neighbours", "no_clicks"]
-"""Candidates are near what the user clicked; or, without clicks that the model knows, what it finds best for nobody."""
 
 
 class BadRequest(ValueError):
@@ -68,34 +73,27 @@ class Asked:
 
 
 @dataclass(frozen=True, eq=False)
-class Answer:
-    """What was answered, in the order of the candidates.
+class Read:
+    """What a request reads once, whichever bundle answers.
 
     Attributes:
-        request_id, user_id, route: as asked.
-        answered_us: when, epoch microseconds UTC.
-        model_version: that answered.
         looked: the clicks that were found.
-        history: those of them that counted.
-        candidate_ids_B, scores_B: the stories and their click probabilities.
-        unknown_B, appended_B: which of them the model does not know, and which are younger than the model.
-        retrieval: how candidates were found; None where the request named them.
-        age_seconds: from the newest click to the request; None without clicks.
+        now_us: as of when, epoch microseconds UTC.
+        request_id: the caller's, or made up.
     """
 
-    request_id: str
-    user_id: int | None
-    route: str
-    answered_us: int
-    model_version: str
     looked: Looked
-    history: History
-    candidate_ids_B: Int64s
-    scores_B: Floats
-    unknown_B: npt.NDArray[np.bool_]
-    appended_B: npt.NDArray[np.bool_]
-    retrieval: Retrieval | None
-    age_seconds: float | None
+    now_us: int
+    request_id: str
+
+    def history(self, served: Served) -> History:
+        """The clicks that count for a bundle."""
+        return cut_history(
+            served.bundle,
+            story_clicks=self.looked.story_clicks,
+            product_clicks=self.looked.product_clicks,
+            now_us=self.now_us,
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,11 +119,16 @@ class StoriesOfProduct:
     distances: Sequence[float]
 
 
+T = TypeVar("T")
+Answering: TypeAlias = Callable[[Chosen, Read], tuple[Answer, T]]
+"""How a bundle answers a request, and what it has to say beside the answer."""
+
+
 class Recommender:
     """Answers requests.
 
     Args:
-        champion: which bundle answers.
+        models: which bundle answers whom.
         store: where users' clicks are.
         limits: of a request.
         answers: where answers are logged; None: nowhere.
@@ -134,15 +137,20 @@ class Recommender:
 
     def __init__(
         self,
-        champion: ServedBundle,
+        models: Split,
         *,
         store: SequenceStore,
         limits: Limits,
         answers: AnswerLog | None,
         now_us: Callable[[], int],
     ) -> None:
-        self.champion, self.limits = champion, limits
+        self.models, self.limits = models, limits
         self._store, self._answers, self._now_us = store, answers, now_us
+        self._shadows = Shadows()
+
+    def close(self) -> None:
+        """Score what waits unseen, and end."""
+        self._shadows.close()
 
     def rank(self, asked: Asked, *, candidate_ids: Sequence[int]) -> Answer:
         """Click probabilities of the candidates.
@@ -152,31 +160,39 @@ class Recommender:
             NotServed: no bundle serves, or not the version that was asked for.
         """
         self._check(asked, num_candidates=len(candidate_ids))
-        served = self.champion.answering(asked.version)
-        looked, history = self._read(served, asked)
-        return self._answer(served, asked, looked, history, np.array(candidate_ids, np.int64), retrieval=None)
+        ids_B = np.array(candidate_ids, np.int64)
+
+        def answer(chosen: Chosen, read: Read) -> tuple[Answer, None]:
+            return self._answer(chosen, asked, read, read.history(chosen.served), ids_B), None
+
+        return self._by_user(asked, answer)[0]
 
     def recommend(self, asked: Asked) -> Answer:
-        """Click probabilities of stories near what the user clicked lately, without the clicked ones; raises as `rank`."""
+        """Click probabilities of stories near what the user clicked lately, clicked ones left out; raises as `rank`."""
         self._check(asked, num_candidates=1)
-        served = self.champion.answering(asked.version)
-        looked, history = self._read(served, asked)
-        candidates_B, retrieval = _retrieve(served, history, number=self.limits.num_retrieved)
-        return self._answer(served, asked, looked, history, candidates_B, retrieval=retrieval)
+
+        def answer(chosen: Chosen, read: Read) -> tuple[Answer, None]:
+            history = read.history(chosen.served)
+            found_B, retrieval = _retrieve(chosen.served, history, number=self.limits.num_retrieved)
+            return self._answer(chosen, asked, read, history, found_B, retrieval=retrieval), None
+
+        return self._by_user(asked, answer)[0]
 
     def explain(self, asked: Asked, *, candidate_id: int) -> Explained:
         """The answer for one candidate with its attention; raises as `rank`, and ModelError for bundles of before."""
         self._check(asked, num_candidates=1)
-        served = self.champion.answering(asked.version)
-        looked, history = self._read(served, asked)
         ids_B = np.array([candidate_id], np.int64)
-        inputs = ranker_inputs(served.bundle, history, candidate_ids=ids_B, stories=served.stories)
-        story_BHL, product_BHL = served.bundle.attention_weights(**inputs)
-        return Explained(
-            self._answer(served, asked, looked, history, ids_B, retrieval=None),
-            story_BHL[0, :, : len(history.story_ids_C)],
-            product_BHL[0, :, : len(history.product_ids_C)],
-        )
+
+        def answer(chosen: Chosen, read: Read) -> tuple[Answer, tuple[Floats, Floats]]:
+            served, history = chosen.served, read.history(chosen.served)
+            inputs = ranker_inputs(served.bundle, history, candidate_ids=ids_B, stories=served.stories)
+            story_BHL, product_BHL = served.bundle.attention_weights(**inputs)
+            lengths = len(history.story_ids_C), len(history.product_ids_C)
+            weights = story_BHL[0, :, : lengths[0]], product_BHL[0, :, : lengths[1]]
+            return self._answer(chosen, asked, read, history, ids_B), weights
+
+        answered, weights = self._by_user(asked, answer)
+        return Explained(answered, *weights)
 
     def stories_for_product(self, product_id: int, *, top: int) -> StoriesOfProduct:
         """The stories whose matching vectors are nearest to a product's. Paper: Sec. IV-G.
@@ -184,7 +200,7 @@ class Recommender:
         Raises:
             NotServed: no bundle serves.
         """
-        served = self.champion.answering(None)
+        served = self.models.answering(None)
         products = served.bundle.products
         row = int(products.rows(product_id)) if abs(product_id) < INT64 else 0
         if row == 0:
@@ -205,7 +221,34 @@ class Recommender:
                     f"{np.size(clicks.item_ids_C)} clicks of one domain; a request has at most {self.limits.max_clicks}"
                 )
 
-    def _read(self, served: Served, asked: Asked) -> tuple[Looked, History]:
+    def _by_user(self, asked: Asked, answer: Answering[T]) -> tuple[Answer, T]:
+        """Let the user's bundle answer, or the champion where the canary fails; and the shadow, unseen."""
+        chosen, read = self.models.choose(asked.version, user_id=asked.user_id), self._read(asked)
+        if chosen.role == "canary":
+            try:
+                return self._timed(answer, chosen, read)
+            except Exception as error:  # whatever it is: the user is answered
+                self._note_failure(chosen, asked, read, error)
+                chosen = Chosen(self.models.champion.answering(None), "champion")
+        answered = self._timed(answer, chosen, read)
+        if (unseen := self.models.shadow()) is not None:
+            self._shadows.score(lambda: self._score_unseen(Chosen(unseen, "shadow"), asked, read, answer))
+        return answered
+
+    def _score_unseen(self, chosen: Chosen, asked: Asked, read: Read, answer: Answering[T]) -> None:
+        try:
+            self._timed(answer, chosen, read)
+        except Exception as error:  # whatever it is: it counts against the shadow
+            self._note_failure(chosen, asked, read, error)
+
+    def _timed(self, answer: Answering[T], chosen: Chosen, read: Read) -> tuple[Answer, T]:
+        started = time.perf_counter()
+        answered, more = answer(chosen, read)
+        answered = replace(answered, latency_ms=1e3 * (time.perf_counter() - started))
+        self._note(answered)
+        return answered, more
+
+    def _read(self, asked: Asked) -> Read:
         if asked.clicks is not None:
             looked = Looked(*asked.clicks, "given")
         else:
@@ -213,48 +256,51 @@ class Recommender:
             looked = self._store.look_up(asked.user_id)
         if looked.reason:
             metrics.FALLBACKS.labels(looked.reason).inc()
-        history = cut_history(
-            served.bundle,
-            story_clicks=looked.story_clicks,
-            product_clicks=looked.product_clicks,
-            now_us=self._now_us() if asked.now_us is None else asked.now_us,
-        )
-        return looked, history
+        now_us = self._now_us() if asked.now_us is None else asked.now_us
+        return Read(looked, now_us, asked.request_id or uuid.uuid4().hex)
 
     def _answer(
         self,
-        served: Served,
+        chosen: Chosen,
         asked: Asked,
-        looked: Looked,
+        read: Read,
         history: History,
         candidate_ids_B: Int64s,
         *,
-        retrieval: Retrieval | None,
+        retrieval: Retrieval | None = None,
     ) -> Answer:
+        served = chosen.served
         inputs = ranker_inputs(served.bundle, history, candidate_ids=candidate_ids_B, stories=served.stories)
         is_known_B = served.stories.known.rows(candidate_ids_B) > 0
         is_appended_B = ~is_known_B & (served.stories.appended.rows(candidate_ids_B) > 0)
-        answer = Answer(
-            request_id=asked.request_id or uuid.uuid4().hex,
+        scores_B = served.bundle.rank_candidates(**inputs)
+        return Answer(
+            request_id=read.request_id,
             user_id=asked.user_id,
             route=asked.route,
             answered_us=self._now_us(),
             model_version=served.bundle.version,
-            looked=looked,
+            role=chosen.role,
+            latency_ms=0.0,
+            looked=read.looked,
             history=history,
             candidate_ids_B=candidate_ids_B,
-            scores_B=served.bundle.rank_candidates(**inputs),
+            scores_B=scores_B,
             unknown_B=~(is_known_B | is_appended_B),
             appended_B=is_appended_B,
             retrieval=retrieval,
             age_seconds=_age_seconds(history),
         )
-        self._count(answer)
+
+    def _note(self, answer: Answer) -> None:
+        """Log an answer and count it."""
         if self._answers is not None:
             self._answers.put(answer)
-        return answer
-
-    def _count(self, answer: Answer) -> None:
+        self.models.traffic.note(
+            is_canary=answer.role != "champion", latency_ms=answer.latency_ms, scores_B=answer.scores_B
+        )
+        if answer.role == "shadow":
+            return
         metrics.CANDIDATES.observe(len(answer.candidate_ids_B))
         metrics.UNKNOWN.inc(int(answer.unknown_B.sum()))
         metrics.APPENDED.inc(int(answer.appended_B.sum()))
@@ -263,9 +309,27 @@ class Recommender:
         if answer.retrieval == "no_clicks":
             metrics.FALLBACKS.labels("no_clicks").inc()
 
+    def _note_failure(self, chosen: Chosen, asked: Asked, read: Read, error: Exception) -> None:
+        version = chosen.served.bundle.version
+        log.error("the %s %s failed: %r", chosen.role, version, error)
+        metrics.CANARY_FAILURES.labels(chosen.role).inc()
+        self.models.traffic.note_failure()
+        if self._answers is not None:
+            self._answers.put(
+                Failure(
+                    request_id=read.request_id,
+                    user_id=asked.user_id,
+                    route=asked.route,
+                    answered_us=self._now_us(),
+                    model_version=version,
+                    role=chosen.role,
+                    error=repr(error),
+                )
+            )
+
 
 def _retrieve(served: Served, history: History, *, number: int) -> tuple[Int64s, Retrieval]:
-    """Stories near the clicks that the model knows, but not the clicked ones; without such clicks the best for nobody."""
+    """Stories near the clicks that the model knows, without the clicked ones; without such clicks the best for nobody."""
     products_CM, _ = served.index.vectors(history.product_ids_C, domain=Domain.PRODUCT)
     clicks_CM = np.concatenate([served.stories.match_vectors(history.story_ids_C), products_CM])
     if not len(clicks_CM):

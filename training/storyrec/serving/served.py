@@ -6,7 +6,6 @@ once; one that cannot be used is refused and the old one goes on. Several proces
 
 import logging
 import shutil
-import threading
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,6 +14,7 @@ import numpy as np
 from storyrec.bundle import Bundle, Int64s
 from storyrec.errors import StoryrecError
 from storyrec.features.neighbours import StoryIndex, build_index
+from storyrec.pointer import Pointer
 from storyrec.registry import fetch_bundle, read_champion
 from storyrec.serving.metrics import BUNDLE_LOADS
 from storyrec.serving.new_stories import NewStories, Stories, no_stories
@@ -73,6 +73,7 @@ class ServedBundle:
         self.registry, self.cache, self.follow_canary, self.new_stories = registry, cache, follow_canary, new_stories
         self.served: Served | None = None
         self.refused: str | None = None  # why the deployed bundle is not the one that serves
+        self.pointer: Pointer | None = None  # as it was last read
 
     @property
     def bundle(self) -> Bundle | None:
@@ -104,8 +105,12 @@ class ServedBundle:
         pointer = read_champion(self.registry)
         if pointer is None:
             return False
+        self.pointer = pointer
         followed = (pointer.canary if self.follow_canary else None) or pointer.champion
-        version = followed.version
+        return self.take(followed.version)
+
+    def take(self, version: str) -> bool:
+        """Serve a bundle; whether it is another than before. Raises as `refresh`."""
         if self.bundle is not None and self.bundle.version == version:
             self.refused = None
             return False
@@ -133,20 +138,6 @@ class ServedBundle:
             return
         if table is not None:
             self.served = replace(self.served, stories=Stories(self.served.bundle.stories, table))
-
-    def watch(self, stop: threading.Event, *, poll_seconds: float) -> None:
-        """Refresh until told to stop; errors are logged once."""
-        said = ""
-        while not stop.wait(poll_seconds):
-            try:
-                if self.refresh():
-                    log.warning("serving champion %s", self.bundle.version if self.bundle else "")
-                else:
-                    self.append_stories()
-                said = ""
-            except StoryrecError as error:
-                if said != (said := str(error)):
-                    log.error("the champion that serves stays: %s", error)
 
     def _open(self, version: str) -> Served:
         folder = self.cache / version

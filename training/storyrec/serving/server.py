@@ -20,7 +20,7 @@ from storyrec.storage import open_storage
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
-    from storyrec.serving.served import ServedBundle
+    from storyrec.serving.split import Split
     from storyrec.serving.store import Sequences
 
 log = logging.getLogger(__name__)
@@ -55,14 +55,14 @@ def serve_with(config: Config, *, sequences: "Callable[[], Sequences | None]") -
         port = listener.getsockname()[1]
         if settings.workers > 1:  # before anything counts
             os.environ["PROMETHEUS_MULTIPROC_DIR"] = stack.enter_context(tempfile.TemporaryDirectory())
-        champion = open_champion(config, port=port)
-        version = champion.bundle.version if champion.bundle else "no champion yet"
+        models = open_models(config, port=port)
+        version = models.bundle.version if models.bundle else "no champion yet"
         print(f"storyrec: http://{settings.host}:{port} serves {version}", flush=True)
         if settings.workers == 1:
-            app = make_app(config, champion=champion, sequences=sequences)
+            app = make_app(config, models=models, sequences=sequences)
             uvicorn.Server(uvicorn.Config(app, log_level="warning")).run(sockets=[listener])
         else:
-            del champion  # each worker opens its own from the cache
+            del models  # each worker opens its own from the cache
             worker = uvicorn.Config(
                 partial(worker_app, config, port=port, sequences=sequences),  # type: ignore[arg-type]
                 factory=True,
@@ -73,12 +73,12 @@ def serve_with(config: Config, *, sequences: "Callable[[], Sequences | None]") -
 
 
 def worker_app(config: Config, *, port: int, sequences: "Callable[[], Sequences | None]") -> "FastAPI":
-    """The application of one of several processes; arguments as for `make_app` and `open_champion`."""
-    return make_app(config, champion=open_champion(config, port=port), sequences=sequences)
+    """The application of one of several processes; arguments as for `make_app` and `open_models`."""
+    return make_app(config, models=open_models(config, port=port), sequences=sequences)
 
 
-def open_champion(config: Config, *, port: int) -> "ServedBundle":
-    """What serves, at what the pointer names now.
+def open_models(config: Config, *, port: int) -> "Split":
+    """The bundles that serve, at what the pointer names now.
 
     Args:
         config: settings; serving, locations.
@@ -87,28 +87,42 @@ def open_champion(config: Config, *, port: int) -> "ServedBundle":
     Raises:
         StoryrecError: the registry cannot be read, or the deployed bundle cannot be used.
     """
+    from storyrec.rollout.checks import Limits
     from storyrec.serving.new_stories import NewStories
     from storyrec.serving.served import ServedBundle
+    from storyrec.serving.split import Split
 
-    settings, locations = config.serving, config.locations
-    champion = ServedBundle(
-        open_storage(locations.registry, s3_endpoint=locations.s3_endpoint),
-        Path(settings.cache) / str(port),
-        follow_canary=settings.follow == "canary",
-        new_stories=NewStories(open_storage(settings.stories, s3_endpoint=locations.s3_endpoint))
-        if settings.stories
-        else None,
+    settings, locations, rollout = config.serving, config.locations, config.rollout
+    slots = [
+        ServedBundle(
+            open_storage(locations.registry, s3_endpoint=locations.s3_endpoint),
+            Path(settings.cache) / f"{port}-{name}",
+            follow_canary=settings.follow == "canary",
+            new_stories=NewStories(open_storage(settings.stories, s3_endpoint=locations.s3_endpoint))
+            if settings.stories
+            else None,
+        )
+        for name in (("champion", "canary") if settings.follow == "both" else ("only",))
+    ]
+    models = Split(
+        *slots,
+        limits=Limits(
+            min_requests=rollout.min_requests,
+            max_error_rate=rollout.max_error_rate,
+            max_latency_ratio=rollout.max_latency_ratio,
+            max_drift=rollout.max_drift,
+        ),
     )
-    champion.refresh()
-    return champion
+    models.refresh()
+    return models
 
 
-def make_app(config: Config, *, champion: "ServedBundle", sequences: "Callable[[], Sequences | None]") -> "FastAPI":
-    """The application over one champion, with the threads that it needs while it runs.
+def make_app(config: Config, *, models: "Split", sequences: "Callable[[], Sequences | None]") -> "FastAPI":
+    """The application over the bundles that serve, with the threads that it needs while it runs.
 
     Args:
         config: settings; serving, match.num_stories.
-        champion: what serves.
+        models: the bundles that serve.
         sequences: opens what looks clicks up.
     """
     import faiss
@@ -123,7 +137,7 @@ def make_app(config: Config, *, champion: "ServedBundle", sequences: "Callable[[
     store = SequenceStore(sequences(), deadline_seconds=settings.store_seconds)
     answers = AnswerLog(Path(settings.answers), flush_seconds=settings.answers_seconds) if settings.answers else None
     recommender = Recommender(
-        champion,
+        models,
         store=store,
         limits=Limits(
             max_candidates=settings.max_candidates,
@@ -141,7 +155,8 @@ def make_app(config: Config, *, champion: "ServedBundle", sequences: "Callable[[
             stack.callback(store.close)
             if answers is not None:
                 stack.callback(answers.close)
-            stack.enter_context(watching(champion, poll_seconds=settings.poll_seconds))
+            stack.callback(recommender.close)
+            stack.enter_context(watching(models, poll_seconds=settings.poll_seconds))
             if settings.grpc_port:
                 from storyrec.serving.grpc_server import start_grpc
 
@@ -161,10 +176,10 @@ def make_app(config: Config, *, champion: "ServedBundle", sequences: "Callable[[
 
 
 @contextmanager
-def watching(champion: "ServedBundle", *, poll_seconds: float) -> Iterator[None]:
-    """Keep the champion fresh while the block runs."""
+def watching(models: "Split", *, poll_seconds: float) -> Iterator[None]:
+    """Keep what serves fresh while the block runs."""
     stop = threading.Event()
-    watcher = threading.Thread(target=champion.watch, args=(stop,), kwargs={"poll_seconds": poll_seconds}, daemon=True)
+    watcher = threading.Thread(target=models.watch, args=(stop,), kwargs={"poll_seconds": poll_seconds}, daemon=True)
     watcher.start()
     yield
     stop.set()

@@ -1,0 +1,53 @@
+"""A canary's traffic against the champion's: each rule holds and falls where it should."""
+
+import numpy as np
+import pytest
+
+from storyrec.rollout.checks import Arm, Limits, judge_canary
+
+LIMITS = Limits(min_requests=100, max_error_rate=0.02, max_latency_ratio=1.5, max_drift=0.25)
+
+
+def arm(
+    num: int = 1_000, *, num_errors: int = 0, latency_ms: float = 10.0, shift: float = 0.0, scores: bool = True
+) -> Arm:
+    generator = np.random.default_rng(num)
+    scores_K = 1 / (1 + np.exp(-(generator.normal(-1.5 + shift, 1.0, size=5 * num)))) if scores else np.empty(0)
+    return Arm(num, num_errors, latency_ms * generator.lognormal(0, 0.1, num - num_errors), scores_K)
+
+
+def failed(champion: Arm, canary: Arm) -> list[str]:
+    rules = judge_canary(champion, canary, limits=LIMITS)
+    assert [rule.name for rule in rules] == ["errors", "latency", "drift"]
+    return [rule.name for rule in rules if not rule.passed]
+
+
+def test_an_equal_canary_holds() -> None:
+    assert failed(arm(1_000), arm(900)) == []
+
+
+@pytest.mark.parametrize(
+    ("canary", "names"),
+    [
+        (arm(900, num_errors=18), []),
+        (arm(900, num_errors=19), ["errors"]),
+        (arm(900, latency_ms=14), []),
+        (arm(900, latency_ms=16), ["latency"]),
+        (arm(900, latency_ms=5), []),
+        (arm(900, shift=0.2), []),
+        (arm(900, shift=1.0), ["drift"]),
+        (arm(900, num_errors=900, scores=False), ["errors"]),
+    ],
+)
+def test_each_rule_falls_beyond_its_limit(canary: Arm, names: list[str]) -> None:
+    assert failed(arm(1_000), canary) == names
+
+
+def test_few_requests_are_judged_by_their_errors_alone() -> None:
+    bad = {"latency_ms": 100.0, "shift": 3.0}
+    assert failed(arm(1_000), arm(99, **bad)) == []
+    assert failed(arm(99), arm(1_000, **bad)) == []
+    assert failed(arm(100), arm(100, **bad)) == ["latency", "drift"]
+    assert failed(arm(1_000), arm(50, num_errors=2)) == []  # of the hundred that it takes, two may fail
+    assert failed(arm(1_000), arm(50, num_errors=3)) == ["errors"]
+    assert failed(Arm(0, 0, np.empty(0), np.empty(0)), Arm(0, 0, np.empty(0), np.empty(0))) == []

@@ -1,0 +1,79 @@
+"""What champion and canary answered: a server's own answers as they happen, or those of all servers from their log."""
+
+import threading
+from collections import deque
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+
+import duckdb
+import numpy as np
+
+from storyrec.rollout.checks import Arm
+
+NUM_KEPT = 2_000
+"""Answers of each arm that a server judges by: the last ones."""
+
+
+class Traffic:
+    """A server's own answers beside one canary; safe for several threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._arms = {is_canary: _Kept() for is_canary in (False, True)}
+
+    def note(self, *, is_canary: bool, latency_ms: float, scores_B: np.ndarray) -> None:
+        """Count an answer."""
+        with self._lock:
+            self._arms[is_canary].answers.append((latency_ms, scores_B))
+            self._arms[is_canary].num_requests += 1
+
+    def note_failure(self) -> None:
+        """Count a request that the canary could not answer."""
+        with self._lock:
+            self._arms[True].num_requests += 1
+            self._arms[True].num_errors += 1
+
+    def arms(self) -> tuple[Arm, Arm]:
+        """Champion and canary."""
+        with self._lock:
+            champion, canary = (self._arms[is_canary].arm() for is_canary in (False, True))
+        return champion, canary
+
+
+class _Kept:
+    def __init__(self) -> None:
+        self.answers: deque[tuple[float, np.ndarray]] = deque(maxlen=NUM_KEPT)
+        self.num_requests = self.num_errors = 0
+
+    def arm(self) -> Arm:
+        latency_ms_A = np.array([latency_ms for latency_ms, _ in self.answers], np.float64)
+        scores_K = np.concatenate([np.empty(0), *(scores_B for _, scores_B in self.answers)])
+        return Arm(self.num_requests, self.num_errors, latency_ms_A, scores_K)
+
+
+def read_arms(answers: Path, *, since: datetime, versions: Sequence[str]) -> dict[str, Arm]:
+    """What each version answered, or scored unseen, since a moment.
+
+    Args:
+        answers: folder of the servers' answer logs; where there is none yet, nobody answered.
+        since: aware.
+        versions: of bundles.
+    """
+    arms = {}
+    found = sorted(str(path) for path in answers.glob("dt=*/*.parquet") if path.parent.name >= f"dt={since:%Y-%m-%d}")
+    for version in versions:
+        columns = {"error": np.empty(0, bool), "latency_ms": np.empty(0), "scores": np.empty(0, object)}
+        if found:
+            query = """SELECT error IS NOT NULL AS error, latency_ms, scores FROM read_parquet(?)
+                       WHERE model_version = ? AND answered_at >= ?::TIMESTAMPTZ"""
+            columns = duckdb.execute(query, [found, version, since.isoformat()]).fetchnumpy()
+        failed = np.asarray(columns["error"], bool)
+        scores = [np.asarray(scores_B, np.float64) for scores_B in columns["scores"][~failed]]
+        arms[version] = Arm(
+            num_requests=len(failed),
+            num_errors=int(failed.sum()),
+            latency_ms_A=np.asarray(columns["latency_ms"], np.float64)[~failed],
+            scores_K=np.concatenate([np.empty(0), *scores]),
+        )
+    return arms
