@@ -205,10 +205,10 @@ def test_a_server_that_follows_the_canary_serves_it_and_else_the_champion(
     push_bundle(registry, tmp_path / "second", records={"verdict.json": verdict})
     follower = ServedBundle(registry, tmp_path / "canary", follow_canary=True)
 
-    def served(*servers: ServedBundle) -> list[str]:
-        for server in servers:
-            server.refresh()
-        return [server.bundle.version for server in servers if server.bundle is not None]
+    def served(*those: ServedBundle) -> list[str]:
+        for one in those:
+            one.refresh()
+        return [one.bundle.version for one in those if one.bundle is not None]
 
     assert served(champion, follower) == [first, first]
     set_canary(registry, second, why="a try")

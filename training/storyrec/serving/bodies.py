@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from storyrec.serving.recommender import INT64
 
@@ -10,7 +10,7 @@ Int64 = Annotated[int, Field(ge=-INT64, lt=INT64)]
 Id = Annotated[str, Field(max_length=200)]
 Status = Literal["known", "appended", "unknown"]
 
-CLICKS = [{"item_id": 1042, "clicked_us": 1773057600000000}]
+CLICKS: list[JsonValue] = [{"item_id": 1042, "clicked_us": 1773057600000000}]
 
 
 class Strict(BaseModel):

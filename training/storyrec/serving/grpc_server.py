@@ -25,8 +25,6 @@ from storyrec.serving.served import NotServed
 ROUTE = "grpc infer"
 NUM_THREADS = 8
 
-Context = grpc.ServicerContext
-
 
 def start_grpc(recommender: Recommender, *, host: str, port: int, max_body_bytes: int) -> grpc.Server:
     """Serve over gRPC from now on; several processes may share a port.
@@ -41,7 +39,7 @@ def start_grpc(recommender: Recommender, *, host: str, port: int, max_body_bytes
     """
     options = [("grpc.so_reuseport", 1), ("grpc.max_receive_message_length", max_body_bytes)]
     server = grpc.server(ThreadPoolExecutor(NUM_THREADS, thread_name_prefix="grpc"), options=options)
-    add_GRPCInferenceServiceServicer_to_server(InferenceService(recommender), server)
+    add_GRPCInferenceServiceServicer_to_server(InferenceService(recommender), server)  # type: ignore[no-untyped-call]
     try:
         server.add_insecure_port(f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
     except RuntimeError as error:
@@ -61,23 +59,27 @@ class InferenceService(GRPCInferenceServiceServicer):
     def __init__(self, recommender: Recommender) -> None:
         self._recommender, self._champion = recommender, recommender.champion
 
-    def ServerLive(self, request: pb.ServerLiveRequest, context: Context) -> pb.ServerLiveResponse:
+    def ServerLive(self, request: pb.ServerLiveRequest, context: grpc.ServicerContext) -> pb.ServerLiveResponse:
         return pb.ServerLiveResponse(live=True)
 
-    def ServerReady(self, request: pb.ServerReadyRequest, context: Context) -> pb.ServerReadyResponse:
+    def ServerReady(self, request: pb.ServerReadyRequest, context: grpc.ServicerContext) -> pb.ServerReadyResponse:
         return pb.ServerReadyResponse(ready=self._champion.bundle is not None)
 
-    def ModelReady(self, request: pb.ModelReadyRequest, context: Context) -> pb.ModelReadyResponse:
+    def ModelReady(self, request: pb.ModelReadyRequest, context: grpc.ServicerContext) -> pb.ModelReadyResponse:
         try:
             self._champion.answering(request.version or None)
         except NotServed:
             return pb.ModelReadyResponse(ready=False)
         return pb.ModelReadyResponse(ready=request.name == MODEL_NAME)
 
-    def ServerMetadata(self, request: pb.ServerMetadataRequest, context: Context) -> pb.ServerMetadataResponse:
+    def ServerMetadata(
+        self, request: pb.ServerMetadataRequest, context: grpc.ServicerContext
+    ) -> pb.ServerMetadataResponse:
         return pb.ServerMetadataResponse(name="storyrec", version=VERSION)
 
-    def ModelMetadata(self, request: pb.ModelMetadataRequest, context: Context) -> pb.ModelMetadataResponse:
+    def ModelMetadata(
+        self, request: pb.ModelMetadataRequest, context: grpc.ServicerContext
+    ) -> pb.ModelMetadataResponse:
         _require_model(request.name, context)
         try:
             bundle = self._champion.answering(request.version or None).bundle
@@ -92,7 +94,7 @@ class InferenceService(GRPCInferenceServiceServicer):
             outputs=[tensor(name=name, datatype=datatype, shape=[-1]) for name, datatype in OUTPUTS],
         )
 
-    def ModelInfer(self, request: pb.ModelInferRequest, context: Context) -> pb.ModelInferResponse:
+    def ModelInfer(self, request: pb.ModelInferRequest, context: grpc.ServicerContext) -> pb.ModelInferResponse:
         started, version, status = time.perf_counter(), "", "error"
         try:
             _require_model(request.model_name, context)
@@ -134,30 +136,31 @@ def _tensors(request: pb.ModelInferRequest) -> list[Tensor]:
 
 
 def _response(answer: Answer, request: pb.ModelInferRequest) -> pb.ModelInferResponse:
-    unknown_ids = answer.candidate_ids_B[answer.unknown_B]
     response = pb.ModelInferResponse(
         model_name=MODEL_NAME,
         model_version=answer.model_version,
         id=request.id,
         parameters={"sequences": pb.InferParameter(string_param=answer.looked.origin)},
     )
-    for (name, datatype), values in zip(OUTPUTS, (answer.scores_B, unknown_ids), strict=True):
-        output = response.outputs.add(name=name, datatype=datatype, shape=[len(values)])
-        if request.raw_input_contents:  # as it came in
-            response.raw_output_contents.append(values.tobytes())
-        elif datatype == "FP32":
-            output.contents.fp32_contents.extend(values.tolist())
-        else:
-            output.contents.int64_contents.extend(values.tolist())
+    unknown_ids = answer.candidate_ids_B[answer.unknown_B]
+    scores, unknown = (
+        response.outputs.add(name=name, datatype=datatype, shape=[len(values)])
+        for (name, datatype), values in zip(OUTPUTS, (answer.scores_B.tolist(), unknown_ids.tolist()), strict=True)
+    )
+    if request.raw_input_contents:  # as it came in
+        response.raw_output_contents.extend([answer.scores_B.tobytes(), unknown_ids.tobytes()])
+    else:
+        scores.contents.fp32_contents.extend(answer.scores_B.tolist())
+        unknown.contents.int64_contents.extend(unknown_ids.tolist())
     return response
 
 
-def _require_model(name: str, context: Context) -> None:
+def _require_model(name: str, context: grpc.ServicerContext) -> None:
     if name != MODEL_NAME:
         context.abort(grpc.StatusCode.NOT_FOUND, f"there is no model '{name}'; '{MODEL_NAME}' is served")
 
 
-def _refuse(error: BadRequest | NotServed, context: Context) -> NoReturn:
+def _refuse(error: BadRequest | NotServed, context: grpc.ServicerContext) -> NoReturn:
     if isinstance(error, BadRequest):
         code = grpc.StatusCode.INVALID_ARGUMENT
     else:

@@ -157,7 +157,7 @@ class Recommender:
         return self._answer(served, asked, looked, history, np.array(candidate_ids, np.int64), retrieval=None)
 
     def recommend(self, asked: Asked) -> Answer:
-        """Click probabilities of stories near what the user clicked lately, without the clicked ones; raises as `rank`."""
+        """Click probabilities of stories near what the user clicked lately; raises as `rank`."""
         self._check(asked, num_candidates=1)
         served = self.champion.answering(asked.version)
         looked, history = self._read(served, asked)
@@ -265,13 +265,14 @@ class Recommender:
 
 
 def _retrieve(served: Served, history: History, *, number: int) -> tuple[Int64s, Retrieval]:
-    """Stories near the clicks that the model knows, but not the clicked ones; without such clicks the best for nobody."""
+    """Stories near the clicks, without the clicked ones; the best for nobody where the model knows no click."""
     products_CM, _ = served.index.vectors(history.product_ids_C, domain=Domain.PRODUCT)
     clicks_CM = np.concatenate([served.stories.match_vectors(history.story_ids_C), products_CM])
-    if not len(clicks_CM):
-        found, retrieval = served.for_nobody, "no_clicks"
+    retrieval: Retrieval = "neighbours" if len(clicks_CM) else "no_clicks"
+    if len(clicks_CM):
+        found, _ = _nearest(served, clicks_CM, number=number + len(history.story_ids_C))
     else:
-        found, retrieval = _nearest(served, clicks_CM, number=number + len(history.story_ids_C))[0], "neighbours"
+        found = served.for_nobody
     return found[~np.isin(found, history.story_ids_C)][:number], retrieval
 
 
