@@ -217,7 +217,7 @@ def test_a_server_that_follows_the_canary_serves_it_and_else_the_champion(
     assert served(champion, follower) == [first, first]
 
 
-@pytest.mark.parametrize("damage", ["changed", "unfinished", "nan", "pointer"])
+@pytest.mark.parametrize("damage", ["changed", "unfinished", "gone", "newer", "nan", "pointer"])
 def test_a_champion_that_cannot_be_used_is_refused_and_the_old_one_serves(
     champion: ServedBundle, packed: Path, tmp_path: Path, damage: str
 ) -> None:
@@ -232,6 +232,14 @@ def test_a_champion_that_cannot_be_used_is_refused_and_the_old_one_serves(
         champion.registry.write(f"bundles/{second}/ranker.onnx", b"tampered")
     elif damage == "unfinished":
         champion.registry.delete(f"bundles/{second}/manifest.json")
+    elif damage == "gone":
+        for key in champion.registry.list(f"bundles/{second}/"):
+            champion.registry.delete(key)
+    elif damage == "newer":
+        manifest = json.loads(champion.registry.read(f"bundles/{second}/manifest.json"))
+        champion.registry.write(
+            f"bundles/{second}/manifest.json", json.dumps(manifest | {"format": manifest["format"] + 1}).encode()
+        )
     elif damage == "pointer":
         champion.registry.write("champion.json", b"{")
     with client_of(champion) as client:
