@@ -60,7 +60,9 @@ def test_recommended_are_the_nearest_to_the_clicks_without_them(champion: Served
         best = client.post("/v1/recommend", json={"user_id": 7, "top": 3}).json()
     clicks_CM = np.concatenate([bundle.stories.match_NM[[5, 9, 2]], bundle.products.match_NM[[3, 8]]])
     distances_NC = np.linalg.norm(bundle.stories.match_NM[1:, None] - clicks_CM, axis=2)
-    soft_N = -np.log(np.exp(-distances_NC).mean(axis=1))
+    # of each click only as many stories are looked at as are wanted, the clicked ones included
+    reach_C = np.sort(distances_NC, axis=0)[12 + 3 - 1]
+    soft_N = -np.log(np.where(distances_NC <= reach_C, np.exp(-distances_NC), 1e-300).mean(axis=1))
     clicked = set(np.asarray(stories.item_ids_C).tolist())
     nearest = [
         story_id for story_id in bundle.stories.ids_N[1:][np.argsort(soft_N)].tolist() if story_id not in clicked
