@@ -48,6 +48,7 @@ def test_clients_see_each_versions_own_scores_while_the_pointer_flips(
     assert not np.allclose(*expected.values(), atol=1e-3)
     seen: list[str] = []
     with running_server(tmp_path, registry.url, workers=workers) as address:
+        httpx.post(f"{address}{INFER}", json=body(1, IDS, now_us=1), timeout=60)  # until it has started
         stop = time.monotonic() + 100
 
         def ask_until_stopped(_: int) -> None:
@@ -68,6 +69,9 @@ def test_clients_see_each_versions_own_scores_while_the_pointer_flips(
                 before, deadline = len(seen), time.monotonic() + 15
                 while version not in seen[before:] and time.monotonic() < deadline:
                     time.sleep(0.02)
+                    for client in clients:
+                        if client.done():
+                            client.result()
                 assert version in seen[before:]
             stop = 0.0
             for client in clients:

@@ -21,7 +21,7 @@ from storyrec.features.catalog import Catalog
 from storyrec.features.join import join_labels
 from storyrec.progress import track
 
-SERVICE = "user_interest_v1"
+SERVICE = "ranker_v1"
 SEQUENCES = {"story": ("story_ids", "story_clicked_us"), "product": ("product_ids", "product_clicked_us")}
 NUM_SHOWN = 5
 
