@@ -16,7 +16,7 @@ from storyrec.serving.ranking import NO_CLICKS, rank
 from storyrec.storage import FolderStorage
 
 NUM_CLIENTS = 4
-NUM_FLIPS = 6
+NUM_FLIPS = 4
 IDS = [1_000, 1_001, 1_002, 999_999]
 
 
@@ -62,18 +62,20 @@ def test_clients_see_each_versions_own_scores_while_the_pointer_flips(
 
         with ThreadPoolExecutor(NUM_CLIENTS) as pool:
             clients = [pool.submit(ask_until_stopped, number) for number in range(NUM_CLIENTS)]
-            for version in itertools.islice(itertools.cycle(versions), NUM_FLIPS):
-                pointer = read_champion(registry)
-                assert pointer is not None
-                switch_champion(registry, version=version, day=DAYS[0], expected_version=pointer.champion.version)
-                before, deadline = len(seen), time.monotonic() + 15
-                while version not in seen[before:] and time.monotonic() < deadline:
-                    time.sleep(0.02)
-                    for client in clients:
-                        if client.done():
-                            client.result()
-                assert version in seen[before:]
-            stop = 0.0
+            try:
+                for version in itertools.islice(itertools.cycle(versions), NUM_FLIPS):
+                    pointer = read_champion(registry)
+                    assert pointer is not None
+                    switch_champion(registry, version=version, day=DAYS[0], expected_version=pointer.champion.version)
+                    before, deadline = len(seen), time.monotonic() + 30
+                    while version not in seen[before:] and time.monotonic() < deadline:
+                        time.sleep(0.02)
+                        for client in clients:
+                            if client.done():
+                                client.result()
+                    assert version in seen[before:]
+            finally:
+                stop = 0.0
             for client in clients:
                 client.result()
     assert set(seen) == set(versions)

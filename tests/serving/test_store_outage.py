@@ -2,12 +2,17 @@
 
 import threading
 import time
+from pathlib import Path
 
 import pytest
+from feature_world import World, at, day_of, fill
+from redis_server import free_port, running_redis
 from served_world import client_of
 
+from storyrec.features.build import build_features, materialize_features
 from storyrec.serving.ranking import NO_CLICKS, Clicks
 from storyrec.serving.served import ServedBundle
+from storyrec.serving.server import feature_store
 from storyrec.serving.store import SequenceStore
 
 CLICKS = (Clicks([1], [2]), NO_CLICKS)
@@ -97,3 +102,30 @@ def test_the_answer_says_that_the_clicks_are_missing(champion: ServedBundle, dea
     assert {answer["sequences"] for answer in answers} == {"unavailable"}
     assert expected["sequences"] == "none"
     assert all(answer["stories"] == expected["stories"] for answer in answers)
+
+
+@pytest.mark.slow
+def test_a_redis_that_goes_away_and_comes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    port = free_port()
+    monkeypatch.setenv("STORYREC_REDIS", f"127.0.0.1:{port}")
+    monkeypatch.setenv("STORYREC_FEAST_REGISTRY", f"sqlite:///{tmp_path}/registry.sqlite")
+    world = fill(World(tmp_path), num_days=1)
+    config = world.config.model_copy(update={"profile": "cluster"})
+    user, clicks = next(
+        (user, found) for user in range(1, 12) if (found := world.sequence("story", user=user, before=at(1)))
+    )
+    with running_redis(port):
+        build_features(config, day=day_of(0))
+        materialize_features(config, day=day_of(0))
+        store = SequenceStore(feature_store(config), deadline_seconds=2.0, open_seconds=0.2)
+        looked = store.look_up(user)
+        pairs = zip(looked.story_clicks.item_ids_C, looked.story_clicks.clicked_us_C, strict=True)  # type: ignore[arg-type]
+        assert (looked.origin, [(int(item), int(us)) for item, us in pairs]) == ("online", clicks)
+    started = time.monotonic()
+    assert {store.look_up(user).origin for _ in range(200)} == {"unavailable"}
+    assert time.monotonic() - started < 5  # one deadline, not two hundred
+    with running_redis(port):
+        deadline = time.monotonic() + 40
+        while store.look_up(user).origin != "online":
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
