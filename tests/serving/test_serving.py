@@ -303,13 +303,17 @@ def test_requests_never_fail_while_champions_change(packed: Path, tmp_path: Path
         assert ask(0) == second
 
 
-def test_a_taken_port_ends_before_the_server_starts(packed: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("taken_port", ["port", "grpc_port"])
+def test_a_taken_port_ends_before_the_server_starts(packed: Path, tmp_path: Path, taken_port: str) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
         config = Config.model_validate(
-            {"locations": {"registry": str(tmp_path)}, "serving": {"port": port, "cache": str(tmp_path / "cache")}}
+            {
+                "locations": {"registry": str(tmp_path)},
+                "serving": {"port": 0, "cache": str(tmp_path / "cache"), taken_port: port},
+            }
         )
         with pytest.raises(PlatformError, match=f"port {port}"):
             serve(config)
