@@ -150,6 +150,16 @@ def test_what_is_no_request_is_refused(champion: ServedBundle, content: bytes) -
     assert answer.json()["error"]
 
 
+def test_a_body_full_of_wrong_values_is_one_error(champion: ServedBundle) -> None:
+    with client_of(champion) as client:
+        answer = client.post("/v1/rank", json={"user_id": 1, "candidates": ["x"] * 4_000})
+        tensor = body(1, [1_000])
+        tensor["inputs"][1]["shape"] = [2**62] * 2_000
+        refused = client.post(INFER, json=tensor)
+    assert answer.json()["error"].count("candidates.") == 1
+    assert (refused.status_code, "shape" in refused.json()["error"]) == (400, True)
+
+
 def test_a_lone_surrogate_is_refused_and_not_a_crash(champion: ServedBundle) -> None:
     content = b'{"user_id": 1, "candidates": [1], "request_id": "\\ud800", "\\ud801": 1}'
     with client_of(champion) as client:

@@ -125,13 +125,13 @@ def _tensors(request: pb.ModelInferRequest) -> list[Tensor]:
         if raw and len(raw[place]) % 8:
             raise BadRequest(f"the raw content of input '{given.name}' is no row of 8-byte integers")
         data = np.frombuffer(raw[place], "<i8").tolist() if raw else list(given.contents.int64_contents)
-        if min(given.shape, default=-1) < 0 or math.prod(given.shape) != len(data):
-            raise BadRequest(f"input '{given.name}' has {len(data)} values and shape {list(given.shape)}")
         try:
             tensors.append(Tensor(name=given.name, shape=list(given.shape), datatype=given.datatype, data=data))  # type: ignore[arg-type]
         except ValidationError as error:
             problem = error.errors()[0]
             raise BadRequest(f"input '{given.name}': {problem['loc'][0]}: {problem['msg']}") from error
+        if min(given.shape, default=-1) < 0 or math.prod(given.shape) != len(data):
+            raise BadRequest(f"input '{given.name}' has {len(data)} values and shape {list(given.shape)}")
     return tensors
 
 
