@@ -62,6 +62,7 @@ def test_the_layout_is_the_documented_one(packed: Path) -> None:
     assert names == items | {
         "manifest.json",
         "ranker.onnx",
+        "ranker_of_one_user.onnx",
         "aden.safetensors",
         "dual.safetensors",
         "tokenizer.json",
@@ -183,18 +184,19 @@ def test_the_same_inputs_give_the_same_bundle(world: World, packed: Path, tmp_pa
             assert (again / path.relative_to(packed)).read_bytes() == path.read_bytes(), path.name
 
 
-def test_the_ranker_tells_nothing_of_the_machine_that_packed_it(packed: Path) -> None:
-    content = (packed / "ranker.onnx").read_bytes()
+@pytest.mark.parametrize(
+    ("name", "inputs"),
+    [
+        ("ranker.onnx", ["target_BD", "story_BSD", "story_blocks_BS", "product_BPD", "product_blocks_BP"]),
+        ("ranker_of_one_user.onnx", ["target_BD", "story_LD", "story_blocks_L", "product_LD", "product_blocks_L"]),
+    ],
+)
+def test_the_ranker_tells_nothing_of_the_machine_that_packed_it(packed: Path, name: str, inputs: list[str]) -> None:
+    content = (packed / name).read_bytes()
     assert b".py" not in content
     assert b"/work" not in content
     session = onnxruntime.InferenceSession(content)
-    assert [node.name for node in session.get_inputs()] == [
-        "target_BD",
-        "story_BSD",
-        "story_blocks_BS",
-        "product_BPD",
-        "product_blocks_BP",
-    ]
+    assert [node.name for node in session.get_inputs()] == inputs
 
 
 def shifted(catalog: Catalog, *, num: int) -> Catalog:

@@ -1,5 +1,6 @@
 """Fixtures of the serving tests."""
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,8 @@ from served_world import DAYS, deploy
 
 from storyrec.serving.served import ServedBundle
 from storyrec.storage import FolderStorage
+
+sys.path.append(str(Path(__file__).parents[1] / "features"))  # its small world and its Redis
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -111,3 +112,10 @@ def running_server(tmp_path: Path, registry: str, **settings: Any) -> Iterator[s
     finally:
         server.terminate()
         assert server.wait(20) in (0, -15)
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])

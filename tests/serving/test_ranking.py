@@ -139,16 +139,21 @@ def test_ranking_and_routes_need_only_what_the_serving_image_has(packed: Path) -
         import sys
         from pathlib import Path
 
+        import numpy
+
         class Refuse:
             def find_spec(self, name, path=None, target=None):
-                if name.split(".")[0] in {"torch", "tokenizers", "safetensors", "sklearn", "scipy", "onnx", "feast"}:
+                if name.split(".")[0] in {"torch", "tokenizers", "sklearn", "scipy", "onnx", "feast"}:
                     raise ImportError(f"{name} is not installed here")
 
         sys.meta_path.insert(0, Refuse())
-        from storyrec.serving import app, oip, plain, server
+        from storyrec.serving import app, commands, grpc_server, oip, plain, server
         from storyrec.bundle import Bundle
         from storyrec.serving.ranking import NO_CLICKS, rank
+        from storyrec.serving.extractor import embed_stories
         bundle = Bundle.load(Path(sys.argv[1]))
+        nothing = numpy.zeros((1, 512), numpy.float32)
+        embed_stories(bundle, story_ids_N=numpy.array([10**9]), titles=["two words"], visual_raw_NV=nothing)
         print(*rank(bundle, story_clicks=NO_CLICKS, product_clicks=NO_CLICKS, now_us=1, candidate_ids=[1, 2]))
     """
     command = [sys.executable, "-c", textwrap.dedent(script), str(packed)]

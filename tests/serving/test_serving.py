@@ -205,10 +205,10 @@ def test_a_server_that_follows_the_canary_serves_it_and_else_the_champion(
     push_bundle(registry, tmp_path / "second", records={"verdict.json": verdict})
     follower = ServedBundle(registry, tmp_path / "canary", follow_canary=True)
 
-    def served(*servers: ServedBundle) -> list[str]:
-        for server in servers:
-            server.refresh()
-        return [server.bundle.version for server in servers if server.bundle is not None]
+    def served(*those: ServedBundle) -> list[str]:
+        for one in those:
+            one.refresh()
+        return [one.bundle.version for one in those if one.bundle is not None]
 
     assert served(champion, follower) == [first, first]
     set_canary(registry, second, share=0.05, why="a try")
@@ -217,7 +217,7 @@ def test_a_server_that_follows_the_canary_serves_it_and_else_the_champion(
     assert served(champion, follower) == [first, first]
 
 
-@pytest.mark.parametrize("damage", ["changed", "unfinished", "nan", "pointer"])
+@pytest.mark.parametrize("damage", ["changed", "unfinished", "gone", "newer", "nan", "pointer"])
 def test_a_champion_that_cannot_be_used_is_refused_and_the_old_one_serves(
     champion: ServedBundle, packed: Path, tmp_path: Path, damage: str
 ) -> None:
@@ -232,6 +232,14 @@ def test_a_champion_that_cannot_be_used_is_refused_and_the_old_one_serves(
         champion.registry.write(f"bundles/{second}/ranker.onnx", b"tampered")
     elif damage == "unfinished":
         champion.registry.delete(f"bundles/{second}/manifest.json")
+    elif damage == "gone":
+        for key in champion.registry.list(f"bundles/{second}/"):
+            champion.registry.delete(key)
+    elif damage == "newer":
+        manifest = json.loads(champion.registry.read(f"bundles/{second}/manifest.json"))
+        champion.registry.write(
+            f"bundles/{second}/manifest.json", json.dumps(manifest | {"format": manifest["format"] + 1}).encode()
+        )
     elif damage == "pointer":
         champion.registry.write("champion.json", b"{")
     with client_of(champion) as client:
@@ -295,13 +303,17 @@ def test_requests_never_fail_while_champions_change(packed: Path, tmp_path: Path
         assert ask(0) == second
 
 
-def test_a_taken_port_ends_before_the_server_starts(packed: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("taken_port", ["port", "grpc_port"])
+def test_a_taken_port_ends_before_the_server_starts(packed: Path, tmp_path: Path, taken_port: str) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
         config = Config.model_validate(
-            {"locations": {"registry": str(tmp_path)}, "serving": {"port": port, "cache": str(tmp_path / "cache")}}
+            {
+                "locations": {"registry": str(tmp_path)},
+                "serving": {"port": 0, "cache": str(tmp_path / "cache"), taken_port: port},
+            }
         )
         with pytest.raises(PlatformError, match=f"port {port}"):
             serve(config)

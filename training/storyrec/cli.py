@@ -19,6 +19,7 @@ from storyrec.experiments.commands import experiment_app
 from storyrec.features.commands import features_app
 from storyrec.registry_commands import registry_app
 from storyrec.rollout.commands import rollout_app
+from storyrec.serving.commands import serving_app
 from storyrec.terminal import ConfigOption, DayOption, print_json
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ app.add_typer(quarantine_app, name="quarantine")
 app.add_typer(registry_app, name="registry")
 app.add_typer(rollout_app, name="rollout")
 app.add_typer(features_app, name="features")
+app.add_typer(serving_app, name="serving")
 
 OutOption = Annotated[Path, typer.Option("--out", help="Folder to write; replaced whole.")]
 DatasetOption = Annotated[Path, typer.Option("--dataset", help="Folder that build-dataset wrote.")]

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import duckdb
 import numpy as np
+import pyarrow.compute as pc
 
 from storyrec.rollout.checks import Arm
 
 NUM_KEPT = 2_000
-"""Answers of each arm that a server judges by: the last ones."""
+"""Answers of each arm whose latency and scores are judged: the last ones."""
 
 
 class Traffic:
@@ -53,27 +54,28 @@ class _Kept:
 
 
 def read_arms(answers: Path, *, since: datetime, versions: Sequence[str]) -> dict[str, Arm]:
-    """What each version answered, or scored unseen, since a moment.
+    """What each version answered, or scored unseen, since a moment: all counts, latency and scores of the last answers.
 
     Args:
         answers: folder of the servers' answer logs; where there is none yet, nobody answered.
         since: aware.
         versions: of bundles.
     """
-    arms = {}
-    found = sorted(str(path) for path in answers.glob("dt=*/*.parquet") if path.parent.name >= f"dt={since:%Y-%m-%d}")
-    for version in versions:
-        columns = {"error": np.empty(0, bool), "latency_ms": np.empty(0), "scores": np.empty(0, object)}
-        if found:
-            query = """SELECT error IS NOT NULL AS error, latency_ms, scores FROM read_parquet(?)
-                       WHERE model_version = ? AND answered_at >= ?::TIMESTAMPTZ"""
-            columns = duckdb.execute(query, [found, version, since.isoformat()]).fetchnumpy()
-        failed = np.asarray(columns["error"], bool)
-        scores = [np.asarray(scores_B, np.float64) for scores_B in columns["scores"][~failed]]
-        arms[version] = Arm(
-            num_requests=len(failed),
-            num_errors=int(failed.sum()),
-            latency_ms_A=np.asarray(columns["latency_ms"], np.float64)[~failed],
-            scores_K=np.concatenate([np.empty(0), *scores]),
-        )
-    return arms
+    files = [str(path) for path in answers.glob("dt=*/*.parquet") if path.parent.name >= f"dt={since:%Y-%m-%d}"]
+    return {version: _read_arm(files, since=since, version=version) for version in versions}
+
+
+def _read_arm(files: Sequence[str], *, since: datetime, version: str) -> Arm:
+    if not files:
+        return Arm(0, 0, np.empty(0), np.empty(0))
+    source = "FROM read_parquet(?) WHERE model_version = ? AND answered_at >= ?::TIMESTAMPTZ"
+    values = [files, version, since.isoformat()]
+    (counts,) = duckdb.execute(f"SELECT count(*), count(error) {source}", values).fetchall()
+    last = duckdb.execute(
+        f"SELECT latency_ms, scores {source} AND error IS NULL ORDER BY answered_at DESC LIMIT {NUM_KEPT}", values
+    ).to_arrow_table()
+    return Arm(
+        *counts,
+        latency_ms_A=np.asarray(last["latency_ms"].to_numpy(), np.float64),
+        scores_K=np.asarray(pc.list_flatten(last["scores"]).to_numpy(), np.float64),
+    )

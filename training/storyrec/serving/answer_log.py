@@ -116,9 +116,8 @@ class AnswerLog:
         name = f"part-{time.time_ns()}-{os.getpid()}-{self._number}.parquet"
         buffer = io.BytesIO()
         try:
-            pq.write_table(
-                pa.Table.from_pylist([row(answer) for answer in answers], SCHEMA), buffer, compression="zstd"
-            )
+            table = pa.Table.from_pylist([row(answer) for answer in answers], SCHEMA)
+            pq.write_table(table, buffer, compression="zstd")
             write_file(self.folder / f"dt={day}" / name, buffer.getvalue())
         except (StorageError, pa.ArrowException) as error:
             ANSWERS_DROPPED.inc(len(answers))

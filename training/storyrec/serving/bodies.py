@@ -2,15 +2,16 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, FailFast, Field, JsonValue
 
 from storyrec.serving.recommender import INT64
 
 Int64 = Annotated[int, Field(ge=-INT64, lt=INT64)]
+Int64s = Annotated[list[Int64], FailFast()]  # a megabyte of wrong values is one error
 Id = Annotated[str, Field(max_length=200)]
 Status = Literal["known", "appended", "unknown"]
 
-CLICKS = [{"item_id": 1042, "clicked_us": 1773057600000000}]
+CLICKS: list[JsonValue] = [{"item_id": 1042, "clicked_us": 1773057600000000}]
 
 
 class Strict(BaseModel):
@@ -26,6 +27,9 @@ class Click(Strict):
     clicked_us: Int64
 
 
+Clicks = Annotated[list[Click], FailFast()]
+
+
 class Whose(Strict):
     """Whose request it is: a user of the feature store, or clicks that come with the request.
 
@@ -33,8 +37,8 @@ class Whose(Strict):
     """
 
     user_id: Int64 | None = None
-    story_clicks: list[Click] | None = None
-    product_clicks: list[Click] | None = None
+    story_clicks: Clicks | None = None
+    product_clicks: Clicks | None = None
     now_us: Int64 | None = None
     request_id: Id | None = None
 
@@ -51,7 +55,7 @@ class RankBody(Whose):
         }
     )
 
-    candidates: list[Int64]
+    candidates: Int64s
 
 
 class RecommendBody(Whose):
@@ -139,9 +143,9 @@ class Tensor(BaseModel):
     model_config = ConfigDict(strict=True)
 
     name: Literal["user_id", "candidate_ids", "now_us"]
-    shape: list[Int64]
+    shape: Annotated[list[Int64], Field(max_length=8)]
     datatype: Literal["INT64"]
-    data: list[Int64]
+    data: Int64s
 
 
 class InferenceRequest(BaseModel):

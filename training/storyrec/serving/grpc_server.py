@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from storyrec.errors import PlatformError
 from storyrec.serving import open_inference_pb2 as pb
+from storyrec.serving.answers import Answer
 from storyrec.serving.app import VERSION
 from storyrec.serving.bodies import Tensor
 from storyrec.serving.metrics import REQUESTS, SECONDS
@@ -19,13 +20,11 @@ from storyrec.serving.open_inference_pb2_grpc import (
     GRPCInferenceServiceServicer,
     add_GRPCInferenceServiceServicer_to_server,
 )
-from storyrec.serving.recommender import Answer, BadRequest, Recommender
+from storyrec.serving.recommender import BadRequest, Recommender
 from storyrec.serving.served import NotServed
 
 ROUTE = "grpc infer"
 NUM_THREADS = 8
-
-Context = grpc.ServicerContext
 
 
 def start_grpc(recommender: Recommender, *, host: str, port: int, max_body_bytes: int) -> grpc.Server:
@@ -41,7 +40,7 @@ def start_grpc(recommender: Recommender, *, host: str, port: int, max_body_bytes
     """
     options = [("grpc.so_reuseport", 1), ("grpc.max_receive_message_length", max_body_bytes)]
     server = grpc.server(ThreadPoolExecutor(NUM_THREADS, thread_name_prefix="grpc"), options=options)
-    add_GRPCInferenceServiceServicer_to_server(InferenceService(recommender), server)
+    add_GRPCInferenceServiceServicer_to_server(InferenceService(recommender), server)  # type: ignore[no-untyped-call]
     try:
         server.add_insecure_port(f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
     except RuntimeError as error:
@@ -61,23 +60,27 @@ class InferenceService(GRPCInferenceServiceServicer):
     def __init__(self, recommender: Recommender) -> None:
         self._recommender, self._champion = recommender, recommender.models
 
-    def ServerLive(self, request: pb.ServerLiveRequest, context: Context) -> pb.ServerLiveResponse:
+    def ServerLive(self, request: pb.ServerLiveRequest, context: grpc.ServicerContext) -> pb.ServerLiveResponse:
         return pb.ServerLiveResponse(live=True)
 
-    def ServerReady(self, request: pb.ServerReadyRequest, context: Context) -> pb.ServerReadyResponse:
+    def ServerReady(self, request: pb.ServerReadyRequest, context: grpc.ServicerContext) -> pb.ServerReadyResponse:
         return pb.ServerReadyResponse(ready=self._champion.bundle is not None)
 
-    def ModelReady(self, request: pb.ModelReadyRequest, context: Context) -> pb.ModelReadyResponse:
+    def ModelReady(self, request: pb.ModelReadyRequest, context: grpc.ServicerContext) -> pb.ModelReadyResponse:
         try:
             self._champion.answering(request.version or None)
         except NotServed:
             return pb.ModelReadyResponse(ready=False)
         return pb.ModelReadyResponse(ready=request.name == MODEL_NAME)
 
-    def ServerMetadata(self, request: pb.ServerMetadataRequest, context: Context) -> pb.ServerMetadataResponse:
+    def ServerMetadata(
+        self, request: pb.ServerMetadataRequest, context: grpc.ServicerContext
+    ) -> pb.ServerMetadataResponse:
         return pb.ServerMetadataResponse(name="storyrec", version=VERSION)
 
-    def ModelMetadata(self, request: pb.ModelMetadataRequest, context: Context) -> pb.ModelMetadataResponse:
+    def ModelMetadata(
+        self, request: pb.ModelMetadataRequest, context: grpc.ServicerContext
+    ) -> pb.ModelMetadataResponse:
         _require_model(request.name, context)
         try:
             bundle = self._champion.answering(request.version or None).bundle
@@ -92,7 +95,7 @@ class InferenceService(GRPCInferenceServiceServicer):
             outputs=[tensor(name=name, datatype=datatype, shape=[-1]) for name, datatype in OUTPUTS],
         )
 
-    def ModelInfer(self, request: pb.ModelInferRequest, context: Context) -> pb.ModelInferResponse:
+    def ModelInfer(self, request: pb.ModelInferRequest, context: grpc.ServicerContext) -> pb.ModelInferResponse:
         started, version, status = time.perf_counter(), "", "error"
         try:
             _require_model(request.model_name, context)
@@ -123,41 +126,42 @@ def _tensors(request: pb.ModelInferRequest) -> list[Tensor]:
         if raw and len(raw[place]) % 8:
             raise BadRequest(f"the raw content of input '{given.name}' is no row of 8-byte integers")
         data = np.frombuffer(raw[place], "<i8").tolist() if raw else list(given.contents.int64_contents)
-        if min(given.shape, default=-1) < 0 or math.prod(given.shape) != len(data):
-            raise BadRequest(f"input '{given.name}' has {len(data)} values and shape {list(given.shape)}")
         try:
             tensors.append(Tensor(name=given.name, shape=list(given.shape), datatype=given.datatype, data=data))  # type: ignore[arg-type]
         except ValidationError as error:
             problem = error.errors()[0]
             raise BadRequest(f"input '{given.name}': {problem['loc'][0]}: {problem['msg']}") from error
+        if min(given.shape, default=-1) < 0 or math.prod(given.shape) != len(data):
+            raise BadRequest(f"input '{given.name}' has {len(data)} values and shape {list(given.shape)}")
     return tensors
 
 
 def _response(answer: Answer, request: pb.ModelInferRequest) -> pb.ModelInferResponse:
-    unknown_ids = answer.candidate_ids_B[answer.unknown_B]
     response = pb.ModelInferResponse(
         model_name=MODEL_NAME,
         model_version=answer.model_version,
         id=request.id,
         parameters={"sequences": pb.InferParameter(string_param=answer.looked.origin)},
     )
-    for (name, datatype), values in zip(OUTPUTS, (answer.scores_B, unknown_ids), strict=True):
-        output = response.outputs.add(name=name, datatype=datatype, shape=[len(values)])
-        if request.raw_input_contents:  # as it came in
-            response.raw_output_contents.append(values.tobytes())
-        elif datatype == "FP32":
-            output.contents.fp32_contents.extend(values.tolist())
-        else:
-            output.contents.int64_contents.extend(values.tolist())
+    unknown_ids = answer.candidate_ids_B[answer.unknown_B]
+    scores, unknown = (
+        response.outputs.add(name=name, datatype=datatype, shape=[len(values)])
+        for (name, datatype), values in zip(OUTPUTS, (answer.scores_B.tolist(), unknown_ids.tolist()), strict=True)
+    )
+    if request.raw_input_contents:  # as it came in
+        response.raw_output_contents.extend([answer.scores_B.tobytes(), unknown_ids.tobytes()])
+    else:
+        scores.contents.fp32_contents.extend(answer.scores_B.tolist())
+        unknown.contents.int64_contents.extend(unknown_ids.tolist())
     return response
 
 
-def _require_model(name: str, context: Context) -> None:
+def _require_model(name: str, context: grpc.ServicerContext) -> None:
     if name != MODEL_NAME:
         context.abort(grpc.StatusCode.NOT_FOUND, f"there is no model '{name}'; '{MODEL_NAME}' is served")
 
 
-def _refuse(error: BadRequest | NotServed, context: Context) -> NoReturn:
+def _refuse(error: BadRequest | NotServed, context: grpc.ServicerContext) -> NoReturn:
     if isinstance(error, BadRequest):
         code = grpc.StatusCode.INVALID_ARGUMENT
     else:

@@ -51,7 +51,8 @@ class Guard:
             if is_whole:
                 return await receive()
             try:
-                message = await asyncio.wait_for(receive(), max(0.0, ends - time.monotonic()))
+                async with asyncio.timeout(ends - time.monotonic()):
+                    message = await receive()
             except TimeoutError as error:
                 raise HTTPException(408, f"the body did not come within {self.body_seconds} seconds") from error
             if message["type"] == "http.request":

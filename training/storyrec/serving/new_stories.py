@@ -41,10 +41,8 @@ class Stories:
 
     def match_vectors(self, story_ids: Int64s) -> Floats:
         """Matching vectors of those of the stories that are known or appended, in any order."""
-        tables = (self.known, self.appended)
-        return np.concatenate(
-            [table.match_NM[rows[rows > 0]] for table in tables if (rows := table.rows(story_ids)).size]
-        )
+        rows = ((table, table.rows(story_ids)) for table in (self.known, self.appended))
+        return np.concatenate([table.match_NM[rows_N[rows_N > 0]] for table, rows_N in rows])
 
 
 def no_stories(bundle: Bundle) -> ItemTable:

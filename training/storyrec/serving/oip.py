@@ -5,9 +5,10 @@ from typing import Any
 
 from fastapi import APIRouter, Response
 
+from storyrec.serving.answers import Answer
 from storyrec.serving.app import VERSION, respond
 from storyrec.serving.bodies import REFUSALS, InferenceRequest, Tensor
-from storyrec.serving.recommender import Answer, Asked, BadRequest, Recommender
+from storyrec.serving.recommender import Asked, BadRequest, Recommender
 
 MODEL_NAME = "storyrec"
 PLATFORM = "onnxruntime_onnx"

@@ -5,6 +5,7 @@ from typing import Annotated, Any
 import numpy as np
 from fastapi import APIRouter, HTTPException, Query, Response
 
+from storyrec.serving.answers import Answer, Floats, Int64s
 from storyrec.serving.app import respond
 from storyrec.serving.bodies import (
     REFUSALS,
@@ -18,7 +19,7 @@ from storyrec.serving.bodies import (
     Whose,
 )
 from storyrec.serving.ranking import Clicks
-from storyrec.serving.recommender import Answer, Asked, Floats, Int64s, Recommender
+from storyrec.serving.recommender import Asked, Recommender
 
 
 def plain_routes(recommender: Recommender, *, num_stories: int) -> APIRouter:

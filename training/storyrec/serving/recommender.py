@@ -4,6 +4,7 @@ Suffixes: B candidates, C clicks, H heads, L sequence.
 """
 
 import logging
+import threading
 import time
 import uuid
 from collections.abc import Callable, Sequence
@@ -11,13 +12,12 @@ from dataclasses import dataclass, replace
 from typing import TypeAlias, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 
 from storyrec.features.neighbours import nearest_to_clicks
 from storyrec.schema import Domain
 from storyrec.serving import metrics
 from storyrec.serving.answer_log import AnswerLog
-from storyrec.serving.answers import Answer, Failure, Retrieval
+from storyrec.serving.answers import Answer, Failure, Floats, Int64s, Retrieval
 from storyrec.serving.ranking import Clicks, History, cut_history, ranker_inputs
 from storyrec.serving.served import Served
 from storyrec.serving.shadow import Shadows
@@ -27,9 +27,6 @@ from storyrec.serving.store import Looked, SequenceStore
 INT64 = 2**63
 
 log = logging.getLogger(__name__)
-
-Int64s = npt.NDArray[np.int64]
-Floats = npt.NDArray[np.float32]
 
 
 class BadRequest(ValueError):
@@ -147,6 +144,7 @@ class Recommender:
         self.models, self.limits = models, limits
         self._store, self._answers, self._now_us = store, answers, now_us
         self._shadows = Shadows()
+        self._turn = threading.Lock()  # one core scores: requests that share it would all end late
 
     def close(self) -> None:
         """Score what waits unseen, and end."""
@@ -168,7 +166,7 @@ class Recommender:
         return self._by_user(asked, answer)[0]
 
     def recommend(self, asked: Asked) -> Answer:
-        """Click probabilities of stories near what the user clicked lately, clicked ones left out; raises as `rank`."""
+        """Click probabilities of stories near what the user clicked lately; raises as `rank`."""
         self._check(asked, num_candidates=1)
 
         def answer(chosen: Chosen, read: Read) -> tuple[Answer, None]:
@@ -273,7 +271,8 @@ class Recommender:
         inputs = ranker_inputs(served.bundle, history, candidate_ids=candidate_ids_B, stories=served.stories)
         is_known_B = served.stories.known.rows(candidate_ids_B) > 0
         is_appended_B = ~is_known_B & (served.stories.appended.rows(candidate_ids_B) > 0)
-        scores_B = served.bundle.rank_candidates(**inputs)
+        with self._turn:
+            scores_B = served.bundle.rank_candidates(**inputs)
         return Answer(
             request_id=read.request_id,
             user_id=asked.user_id,
@@ -329,13 +328,14 @@ class Recommender:
 
 
 def _retrieve(served: Served, history: History, *, number: int) -> tuple[Int64s, Retrieval]:
-    """Stories near the clicks that the model knows, without the clicked ones; without such clicks the best for nobody."""
+    """Stories near the clicks, without the clicked ones; the best for nobody where the model knows no click."""
     products_CM, _ = served.index.vectors(history.product_ids_C, domain=Domain.PRODUCT)
     clicks_CM = np.concatenate([served.stories.match_vectors(history.story_ids_C), products_CM])
-    if not len(clicks_CM):
-        found, retrieval = served.for_nobody, "no_clicks"
+    retrieval: Retrieval = "neighbours" if len(clicks_CM) else "no_clicks"
+    if len(clicks_CM):
+        found, _ = _nearest(served, clicks_CM, number=number + len(history.story_ids_C))
     else:
-        found, retrieval = _nearest(served, clicks_CM, number=number + len(history.story_ids_C))[0], "neighbours"
+        found = served.for_nobody
     return found[~np.isin(found, history.story_ids_C)][:number], retrieval
 
 

@@ -53,6 +53,8 @@ def serve_with(config: Config, *, sequences: "Callable[[], Sequences | None]") -
     with ExitStack() as stack:
         listener = stack.enter_context(listen(settings.host, settings.port))
         port = listener.getsockname()[1]
+        if settings.grpc_port:
+            listen(settings.host, settings.grpc_port).close()  # a taken port ends here, with its message
         if settings.workers > 1:  # before anything counts
             os.environ["PROMETHEUS_MULTIPROC_DIR"] = stack.enter_context(tempfile.TemporaryDirectory())
         models = open_models(config, port=port)

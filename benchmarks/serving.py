@@ -1,0 +1,283 @@
+"""How long the model server takes to answer, against the same model served on JSON tensors and against the bare model.
+
+    python benchmarks/serving.py BUNDLE [--rates 25,50,100] [--seconds 20] [--soak MINUTES]
+
+BUNDLE is the folder of a trained bundle. Requests come in an open loop: Poisson arrivals at a fixed rate, each latency
+counted from the moment at which the request was due, so a server that falls behind cannot hide it. Users are drawn by
+Zipf's law with full sequences, 5 % of the candidates are unknown, their number is lognormal around 300 up to 1,000;
+and once more 500 in each request. Clicks come from memory, not from a store. Generator and server have a core each.
+
+The rival takes what KServe's servers take, the item vectors of candidates and clicks as JSON tensors, over FastAPI with
+the same graph (KServe itself is not installed here); its clients' work of finding vectors and writing JSON is not
+counted. The floor is ONNX Runtime alone, in one process, on requests of the same sizes.
+"""
+
+import argparse
+import contextlib
+import http.client
+import json
+import os
+import queue
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from measure import describe_machine
+
+from storyrec.bundle import Bundle
+from storyrec.config import Config, save_config
+from storyrec.registry import push_bundle, switch_champion
+from storyrec.serving.oip import MODEL_NAME
+from storyrec.serving.ranking import Clicks, cut_history, ranker_inputs
+from storyrec.storage import FolderStorage
+
+NOW_US = 20_600 * 86_400_000_000
+NUM_USERS, NUM_DISTINCT, NUM_CONNECTIONS = 1_000, 200, 32
+UNKNOWN_SHARE, FIXED = 0.05, 500
+GENERATOR_CORE, SERVER_CORE = 0, (os.cpu_count() or 1) - 1
+SOAK_RATE, SOAK_STEPS = 50.0, 10
+
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Request:
+    """One request in both protocols: with ids, and with the tensors of the same items."""
+
+    ids: bytes
+    tensors: bytes
+    inputs: dict[str, Any]
+
+
+def draw_clicks(bundle: Bundle) -> dict[int, tuple[Clicks, Clicks]]:
+    """Users with full sequences of the last days."""
+    random, length = np.random.default_rng(1), bundle.config.features.sequence_length
+
+    def drawn(ids_N: npt.NDArray[np.int64]) -> Clicks:
+        return Clicks(random.choice(ids_N[1:], length), NOW_US - random.integers(1, 5 * 86_400_000_000, length))
+
+    return {user: (drawn(bundle.stories.ids_N), drawn(bundle.products.ids_N)) for user in range(1, NUM_USERS + 1)}
+
+
+def draw_requests(bundle: Bundle, clicks: dict[int, tuple[Clicks, Clicks]], *, fixed: bool) -> list[Request]:
+    """Requests of Zipf users and candidates of which some are unknown."""
+    random = np.random.default_rng(2)
+    requests = []
+    for _ in range(NUM_DISTINCT):
+        user = int(min(random.zipf(1.3), NUM_USERS))
+        num = FIXED if fixed else int(np.clip(random.lognormal(np.log(300), 0.5), 1, 1_000))
+        candidates = random.choice(bundle.stories.ids_N[1:], num)
+        candidates[random.random(num) < UNKNOWN_SHARE] = 2**40
+        values = {"user_id": [user], "candidate_ids": candidates.tolist(), "now_us": [NOW_US]}
+        ids = [{"name": name, "shape": [len(data)], "datatype": "INT64", "data": data} for name, data in values.items()]
+        history = cut_history(bundle, story_clicks=clicks[user][0], product_clicks=clicks[user][1], now_us=NOW_US)
+        inputs = ranker_inputs(bundle, history, candidate_ids=candidates, stories=bundle.stories)
+        tensors = [
+            {
+                "name": name,
+                "shape": list(values.shape),
+                "datatype": "FP32" if values.dtype == np.float32 else "INT64",
+                "data": values.ravel().tolist(),
+            }
+            for name, values in inputs.items()
+        ]
+        requests.append(Request(json.dumps({"inputs": ids}).encode(), json.dumps({"inputs": tensors}).encode(), inputs))
+    return requests
+
+
+@contextlib.contextmanager
+def serving_ids(bundle: Path, clicks: dict[int, tuple[Clicks, Clicks]], scratch: Path) -> Iterator[tuple[str, int]]:
+    """The model server with these clicks on its own core; its address and process id."""
+    registry = FolderStorage(scratch / "registry")
+    day = Bundle.load(bundle).day
+    switch_champion(registry, version=push_bundle(registry, bundle), day=day, expected_version=None)
+    settings = Config().model_dump(mode="json")
+    settings["locations"] |= {"registry": registry.url}
+    settings["serving"] |= {"port": 0, "cache": str(scratch / "cache")}
+    save_config(Config.model_validate_json(json.dumps(settings)), scratch / "settings.toml")
+    lists = {
+        user: [np.asarray(values).tolist() for of in both for values in (of.item_ids_C, of.clicked_us_C)]
+        for user, both in clicks.items()
+    }
+    (scratch / "clicks.json").write_text(json.dumps(lists))
+    command = ["-m", "storyrec.serving.rehearsal_server", "settings.toml", "clicks.json"]
+    with _on_its_core(command, cwd=scratch) as (line, pid):
+        yield line.split("http://")[1].split()[0], pid
+
+
+@contextlib.contextmanager
+def serving_tensors(bundle: Path, scratch: Path) -> Iterator[tuple[str, int]]:
+    """The rival on the same core; its address and process id."""
+    with _on_its_core([__file__, str(bundle), "--tensor-server"], cwd=scratch) as (line, pid):
+        yield line.strip(), pid
+
+
+@contextlib.contextmanager
+def _on_its_core(command: Sequence[str], *, cwd: Path) -> Iterator[tuple[str, int]]:
+    server = subprocess.Popen(
+        [sys.executable, *command],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=cwd,
+        preexec_fn=lambda: os.sched_setaffinity(0, {SERVER_CORE}),
+    )
+    try:
+        assert server.stdout is not None
+        yield server.stdout.readline(), server.pid
+    finally:
+        server.kill()
+        server.communicate()
+
+
+def serve_tensors(bundle: Bundle) -> None:
+    """Answer inference requests that carry tensors, as KServe's Python servers do; prints the address."""
+    import uvicorn
+    from fastapi import FastAPI
+    from pydantic import BaseModel
+
+    from storyrec.serving.server import listen
+
+    class Tensor(BaseModel):
+        name: str
+        shape: list[int]
+        datatype: str
+        data: list[Any]
+
+    class Body(BaseModel):
+        inputs: list[Tensor]
+
+    app = FastAPI()
+
+    @app.post(f"/v2/models/{MODEL_NAME}/infer")
+    def infer(body: Body) -> dict[str, Any]:
+        kinds = {"FP32": np.float32, "INT64": np.int64}
+        inputs = {t.name: np.array(t.data, kinds[t.datatype]).reshape(t.shape) for t in body.inputs}
+        scores = bundle.rank_candidates(**inputs)
+        output = {"name": "scores", "shape": [len(scores)], "datatype": "FP32", "data": scores.tolist()}
+        return {"model_name": MODEL_NAME, "outputs": [output]}
+
+    with listen("127.0.0.1", 0) as listener:
+        print(f"127.0.0.1:{listener.getsockname()[1]}", flush=True)
+        uvicorn.Server(uvicorn.Config(app, log_level="warning")).run(sockets=[listener])
+
+
+def load(address: str, bodies: Sequence[bytes], *, rate: float, seconds: float) -> tuple[Floats, int]:
+    """Latencies in milliseconds from the moment each request was due, and how many failed."""
+    random = np.random.default_rng(3)
+    due = np.cumsum(random.exponential(1 / rate, int(rate * seconds)))
+    latencies, failed = np.full(len(due), np.nan), [0]
+    todo: queue.Queue[int | None] = queue.Queue()
+    started = time.perf_counter() + 0.5
+
+    def client() -> None:
+        connection = http.client.HTTPConnection(address, timeout=60)
+        while (number := todo.get()) is not None:
+            try:
+                headers = {"content-type": "application/json"}
+                path = f"/v2/models/{MODEL_NAME}/infer"
+                connection.request("POST", path, bodies[number % len(bodies)], headers)
+                answer = connection.getresponse()
+                answer.read()
+                failed[0] += answer.status != 200
+            except OSError:
+                failed[0] += 1
+                connection.close()
+            latencies[number] = (time.perf_counter() - started - due[number]) * 1e3
+
+    clients = [threading.Thread(target=client) for _ in range(NUM_CONNECTIONS)]
+    for thread in clients:
+        thread.start()
+    for number, moment in enumerate(due):
+        time.sleep(max(0.0, started + moment - time.perf_counter()))
+        todo.put(number)
+    for _ in clients:
+        todo.put(None)
+    for thread in clients:
+        thread.join()
+    return latencies, failed[0]
+
+
+def bare(bundle: Bundle, requests: Sequence[Request]) -> Floats:
+    """Milliseconds of ONNX Runtime alone on each request."""
+    milliseconds = []
+    for request in [*requests[:20], *requests]:
+        start = time.perf_counter()
+        bundle.rank_candidates(**request.inputs)
+        milliseconds.append((time.perf_counter() - start) * 1e3)
+    return np.array(milliseconds[20:])
+
+
+def report(name: str, milliseconds: Floats, *, rate: float | None = None, failed: int = 0) -> None:
+    """One row of the table."""
+    figures = (*np.percentile(milliseconds, [50, 95, 99]), milliseconds.max())
+    rates = "one by one" if rate is None else f"{rate:.0f}/s"
+    print(f"{name:<34} {rates:>10} " + " ".join(f"{figure:9.2f}" for figure in figures) + f" {failed:7}", flush=True)
+
+
+def soak(address: str, pid: int, bodies: Sequence[bytes], *, minutes: float) -> None:
+    """Memory of the server over a long time of load."""
+    for step in range(SOAK_STEPS + 1):
+        status = Path(f"/proc/{pid}/status").read_text()
+        kilobytes = int(status.split("VmRSS:")[1].split()[0])
+        print(f"after {step / SOAK_STEPS * minutes:5.1f} min: {kilobytes / 1024:,.0f} MiB", flush=True)
+        if step < SOAK_STEPS:
+            milliseconds, failed = load(address, bodies, rate=SOAK_RATE, seconds=minutes * 60 / SOAK_STEPS)
+            report("  this server", milliseconds, rate=SOAK_RATE, failed=failed)
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("--rates", default="25,50,100")
+    parser.add_argument("--seconds", type=float, default=20.0)
+    parser.add_argument("--soak", type=float, default=0.0, metavar="MINUTES")
+    parser.add_argument("--tensor-server", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    path = options.bundle.resolve()
+    bundle = Bundle.load(path)
+    if options.tensor_server:
+        serve_tensors(bundle)
+        return
+    clicks = draw_clicks(bundle)
+    os.sched_setaffinity(0, {SERVER_CORE})
+    drawn = {
+        name: draw_requests(bundle, clicks, fixed=name == "500 candidates") for name in ("mixed", "500 candidates")
+    }
+    floors = {name: bare(bundle, requests) for name, requests in drawn.items()}
+    os.sched_setaffinity(0, {GENERATOR_CORE})
+    print(describe_machine())
+    print(f"{len(bundle.stories.ids_N) - 1:,} stories, width {bundle.config.model.width}; milliseconds")
+    print(f"{'':<34} {'rate':>10} " + " ".join(f"{name:>9}" for name in ("p50", "p95", "p99", "max", "failed")))
+    medians = {}
+    with tempfile.TemporaryDirectory() as scratch:
+        servers = {"ids": serving_ids(path, clicks, Path(scratch)), "tensors": serving_tensors(path, Path(scratch))}
+        for kind, server in servers.items():
+            with server as (address, pid):
+                for name, requests in drawn.items():
+                    bodies = [getattr(request, kind) for request in requests]
+                    load(address, bodies, rate=20.0, seconds=2.0)  # warm
+                    for rate in map(float, options.rates.split(",")):
+                        milliseconds, failed = load(address, bodies, rate=rate, seconds=options.seconds)
+                        report(f"{kind}, {name}", milliseconds, rate=rate, failed=failed)
+                        medians.setdefault((name, rate), {})[kind] = np.percentile(milliseconds, [50, 99])
+                if kind == "ids" and options.soak:
+                    soak(address, pid, [request.ids for request in drawn["mixed"]], minutes=options.soak)
+    for name, milliseconds in floors.items():
+        report(f"ONNX Runtime alone, {name}", milliseconds)
+    for (name, rate), by_kind in medians.items():
+        ratios = by_kind["tensors"] / by_kind["ids"]
+        print(f"tensors take {ratios[0]:.1f} times as long at the median, {ratios[1]:.1f} at p99: {name}, {rate:.0f}/s")
+
+
+if __name__ == "__main__":
+    main()

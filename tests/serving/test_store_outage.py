@@ -1,0 +1,131 @@
+"""A feature store that fails or is slow costs the clicks, flagged, and not the answer."""
+
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from feature_world import World, at, day_of, fill
+from redis_server import free_port, running_redis
+from served_world import client_of
+
+from storyrec.features.build import build_features, materialize_features
+from storyrec.serving.ranking import NO_CLICKS, Clicks
+from storyrec.serving.served import ServedBundle
+from storyrec.serving.server import feature_store
+from storyrec.serving.store import SequenceStore
+
+CLICKS = (Clicks([1], [2]), NO_CLICKS)
+
+
+class Store:
+    """A store that can hang or fail."""
+
+    def __init__(self) -> None:
+        self.num_asked, self.fails = 0, False
+        self.answers = threading.Event()
+        self.answers.set()
+
+    def __call__(self, user_id: int) -> tuple[Clicks, Clicks]:
+        self.num_asked += 1
+        self.answers.wait(20)
+        if self.fails:
+            raise ConnectionError("no route to the store")
+        return CLICKS
+
+
+def eventually_online(store: SequenceStore) -> None:
+    deadline = time.monotonic() + 10
+    while store.look_up(1).origin != "online":
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_a_store_that_hangs_makes_one_request_wait_and_not_the_next_ones() -> None:
+    hanging = Store()
+    store = SequenceStore(hanging, deadline_seconds=0.1, open_seconds=0.1)
+    assert store.look_up(1).story_clicks is CLICKS[0]
+    hanging.answers.clear()
+    looked = store.look_up(1)
+    assert (looked.origin, looked.reason, looked.story_clicks) == ("unavailable", "deadline", NO_CLICKS)
+    time.sleep(0.15)  # past the pause: but the store still has not answered
+    started = time.monotonic()
+    reasons = {store.look_up(1).reason for _ in range(100)}
+    assert reasons == {"circuit_open"}
+    assert time.monotonic() - started < 0.1
+    assert hanging.num_asked == 2
+    hanging.answers.set()
+    eventually_online(store)
+    assert store.look_up(1).origin == "online"
+
+
+def test_after_a_failure_one_request_tries_again() -> None:
+    failing = Store()
+    failing.fails = True
+    store = SequenceStore(failing, deadline_seconds=1.0, open_seconds=0.2)
+    assert store.look_up(1).reason == "error"
+    assert {store.look_up(1).reason for _ in range(50)} == {"circuit_open"}
+    assert failing.num_asked == 1
+    time.sleep(0.25)
+    assert [store.look_up(1).reason for _ in range(3)] == ["error", "circuit_open", "circuit_open"]
+    failing.fails = False
+    time.sleep(0.25)
+    assert [store.look_up(1).origin for _ in range(3)] == ["online"] * 3
+
+
+def test_requests_that_wait_behind_a_stuck_one_are_never_asked() -> None:
+    hanging = Store()
+    hanging.answers.clear()
+    store = SequenceStore(hanging, deadline_seconds=0.2, open_seconds=0.1)
+    threads = [threading.Thread(target=store.look_up, args=(user,)) for user in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(5)
+    hanging.answers.set()
+    eventually_online(store)
+    assert hanging.num_asked == 2
+
+
+@pytest.mark.parametrize("deadline_seconds", [0.05])
+def test_the_answer_says_that_the_clicks_are_missing(champion: ServedBundle, deadline_seconds: float) -> None:
+    hanging = Store()
+    hanging.answers.clear()
+    with (
+        client_of(champion, sequences=hanging, deadline_seconds=deadline_seconds) as client,
+        client_of(champion) as bare,
+    ):
+        request = {"user_id": 1, "candidates": [1_000, 1_001]}
+        answers = [client.post("/v1/rank", json=request).json() for _ in range(3)]
+        expected = bare.post("/v1/rank", json=request).json()
+        hanging.answers.set()
+    assert {answer["sequences"] for answer in answers} == {"unavailable"}
+    assert expected["sequences"] == "none"
+    assert all(answer["stories"] == expected["stories"] for answer in answers)
+
+
+@pytest.mark.slow
+def test_a_redis_that_goes_away_and_comes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    port = free_port()
+    monkeypatch.setenv("STORYREC_REDIS", f"127.0.0.1:{port}")
+    monkeypatch.setenv("STORYREC_FEAST_REGISTRY", f"sqlite:///{tmp_path}/registry.sqlite")
+    world = fill(World(tmp_path), num_days=1)
+    config = world.config.model_copy(update={"profile": "cluster"})
+    user, clicks = next(
+        (user, found) for user in range(1, 12) if (found := world.sequence("story", user=user, before=at(1)))
+    )
+    with running_redis(port):
+        build_features(config, day=day_of(0))
+        materialize_features(config, day=day_of(0))
+        store = SequenceStore(feature_store(config), deadline_seconds=2.0, open_seconds=0.2)
+        looked = store.look_up(user)
+        pairs = zip(looked.story_clicks.item_ids_C, looked.story_clicks.clicked_us_C, strict=True)  # type: ignore[arg-type]
+        assert (looked.origin, [(int(item), int(us)) for item, us in pairs]) == ("online", clicks)
+    started = time.monotonic()
+    assert {store.look_up(user).origin for _ in range(200)} == {"unavailable"}
+    assert time.monotonic() - started < 5  # one deadline, not two hundred
+    with running_redis(port):
+        deadline = time.monotonic() + 40
+        while store.look_up(user).origin != "online":
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
