@@ -140,6 +140,15 @@ def test_one_that_does_not_is_withdrawn_at_once(place: Place, bad: dict[str, Any
     assert place.advance(since + timedelta(hours=9)).action == "none"
 
 
+def test_without_an_answer_log_a_canary_cannot_be_judged(place: Place) -> None:
+    arguments: dict[str, Any] = {"shares": SHARES, "min_minutes": 60, "limits": LIMITS, "at": datetime.now(UTC)}
+    assert advance(place.registry, None, **arguments).action == "none"
+    place.start()
+    with pytest.raises(ConfigError, match="answers are not logged"):
+        advance(place.registry, None, **arguments)
+    assert place.state == (place.first, place.second, 0.0)
+
+
 def test_nobody_has_answered_yet(tmp_path: Path) -> None:
     arm = read_arms(tmp_path / "none", since=datetime(2026, 3, 9, tzinfo=UTC), versions=["a"])["a"]
     assert (arm.num_requests, arm.num_errors, len(arm.latency_ms_A), len(arm.scores_K)) == (0, 0, 0, 0)

@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 
 from storyrec.ab.commands import ab_app
-from storyrec.config import Config, load_config, parse_day
+from storyrec.config import Config, Follow, load_config, parse_day, update_config
 from storyrec.errors import EXIT_CODE, ConfigError, StoryrecError
 from storyrec.experiments.commands import experiment_app
 from storyrec.features.commands import features_app
@@ -435,11 +435,17 @@ def explain(
 
 
 @app.command()
-def serve(config: ConfigOption = None) -> None:
-    """Serve the champion over HTTP; a new champion is picked up without a restart."""
+def serve(
+    follow: Annotated[
+        Follow | None, typer.Option(help="What to serve. [default: serving.follow]", show_default=False)
+    ] = None,
+    config: ConfigOption = None,
+) -> None:
+    """Serve the champion, and the canary to its users; what is deployed next is picked up without a restart."""
     from storyrec.serving.server import serve
 
-    serve(load_config(config))
+    settings = load_config(config)
+    serve(settings if follow is None else update_config(settings, {"serving": {"follow": follow}}))
 
 
 # --- the whole thing on one machine -----------------------------------------------------------

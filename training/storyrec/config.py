@@ -19,6 +19,7 @@ from storyrec.errors import ConfigError
 
 Auto = Literal["auto"]
 Contrast = Literal["hinge", "infonce"]
+Follow = Literal["both", "champion", "canary"]
 Positive = Annotated[int, Field(ge=1)]
 Scale = Annotated[float, Field(gt=0)]
 
@@ -225,7 +226,7 @@ class Serving(Section):
 
     host: str = "127.0.0.1"
     port: int = Field(8080, ge=0, le=65_535)
-    follow: Literal["both", "champion", "canary"] = "both"  # both: each user hers; canary: the champion without one
+    follow: Follow = "both"  # both: each user hers; canary: the champion without one
     poll_seconds: float = Field(5.0, gt=0)  # how often the champion pointer is looked at
     workers: int = Field(1, ge=1)  # processes that share the port, a thread each that scores
     grpc_port: int = Field(0, ge=0, le=65_535)  # the Open Inference Protocol over gRPC; 0: only HTTP

@@ -52,7 +52,7 @@ def advance(config: ConfigOption = None) -> None:
     registry = _registry(settings)
     step = advance(
         registry,
-        Path(settings.serving.answers),
+        Path(settings.serving.answers) if settings.serving.answers else None,
         shares=walk.shares,
         min_minutes=walk.min_minutes,
         limits=Limits(

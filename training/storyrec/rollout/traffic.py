@@ -8,6 +8,7 @@ from pathlib import Path
 
 import duckdb
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from storyrec.rollout.checks import Arm
@@ -70,12 +71,12 @@ def _read_arm(files: Sequence[str], *, since: datetime, version: str) -> Arm:
         return Arm(0, 0, np.empty(0), np.empty(0))
     source = "FROM read_parquet(?) WHERE model_version = ? AND answered_at >= ?::TIMESTAMPTZ"
     values = [files, version, since.isoformat()]
-    (counts,) = duckdb.execute(f"SELECT count(*), count(error) {source}", values).fetchall()
-    last = duckdb.execute(
-        f"SELECT latency_ms, scores {source} AND error IS NULL ORDER BY answered_at DESC LIMIT {NUM_KEPT}", values
-    ).to_arrow_table()
+    ((num_requests, num_errors),) = duckdb.execute(f"SELECT count(*), count(error) {source}", values).fetchall()
+    query = f"SELECT latency_ms, scores {source} AND error IS NULL ORDER BY answered_at DESC LIMIT {NUM_KEPT}"
+    last: pa.Table = duckdb.execute(query, values).to_arrow_table()
     return Arm(
-        *counts,
+        num_requests=num_requests,
+        num_errors=num_errors,
         latency_ms_A=np.asarray(last["latency_ms"].to_numpy(), np.float64),
         scores_K=np.asarray(pc.list_flatten(last["scores"]).to_numpy(), np.float64),
     )

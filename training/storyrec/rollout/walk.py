@@ -6,6 +6,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Literal
 
+from storyrec.errors import ConfigError
 from storyrec.gate.verdict import Rule
 from storyrec.promote import promote, set_canary, withdraw_canary
 from storyrec.registry import read_champion
@@ -39,7 +40,7 @@ class Step:
 
 def advance(
     registry: Storage,
-    answers: Path,
+    answers: Path | None,
     *,
     shares: Sequence[float],
     min_minutes: float,
@@ -50,13 +51,14 @@ def advance(
 
     Args:
         registry: whose pointer names champion and canary; it is switched by a conditional write.
-        answers: folder of the servers' answer logs.
+        answers: folder of the servers' answer logs; None: they keep none.
         shares: ascending, each < 1; after the last one the canary becomes the champion.
         min_minutes: that a share lasts at least.
         limits: what the canary must keep to.
         at: now, aware.
 
     Raises:
+        ConfigError: there is a canary, but no answer log to judge it by.
         ModelError: the pointer, or the bundle that it names, is damaged.
         Conflict: somebody switched the pointer meanwhile; the next step sees what they did.
     """
@@ -64,6 +66,13 @@ def advance(
     if pointer is None or pointer.canary is None:
         return Step("none", None, 0.0, 0.0, "there is no canary", ())
     canary = pointer.canary
+    if answers is None:
+        raise ConfigError(
+            f"nobody knows how the canary {canary.version} serves: answers are not logged",
+            expected="the folder where all servers log their answers",
+            where="serving.answers",
+            remedy="set it for the servers and for this command",
+        )
     since = datetime.fromisoformat(canary.since)
     arms = read_arms(answers, since=since, versions=(pointer.champion.version, canary.version))
     champion_arm, canary_arm = (arms[version] for version in (pointer.champion.version, canary.version))
