@@ -36,6 +36,7 @@ ARRAYS = ("story_ids.npy", "product_ids.npy", "product_vectors.npy")
 DEPTHS = (10, 500)  # nearest stories whose recall is measured
 AIMED_RECALL = 0.995  # of the queries that choose how many cells are probed, so that others reach 0.99
 NUM_QUERIES = 256  # of each domain: one half chooses how many cells are probed, the other is for the record
+MIN_PROBED = 4  # cells, where as many were chosen
 MIN_STORIES_PER_CELL = 39  # fewer make poor cells
 MAX_TRAINING_STORIES_PER_CELL = 64  # more made no better cells, in a multiple of the time
 
@@ -145,7 +146,7 @@ class StoryIndex:
                 where=f"the index of model {self.info.version}",
                 remedy="ask with matching vectors of the same model version; the ranker's vectors are another space",
             )
-        num_probed = max(1, round(share * self.info.num_probed))
+        num_probed = max(min(self.info.num_probed, MIN_PROBED), round(share * self.info.num_probed))
         squares_QK, rows_QK = self._probe(queries_QD, top_k, self.info.num_cells if exact else num_probed)
         short_Q = np.flatnonzero(rows_QK[:, -1] < 0)  # the probed cells held fewer than asked for
         if len(short_Q):
