@@ -144,7 +144,7 @@ class ServedBundle:
                 else:
                     self.append_stories()
                 said = ""
-            except StoryrecError as error:
+            except Exception as error:  # a watcher that ends would leave this champion serving for ever
                 if said != (said := str(error)):
                     log.error("the champion that serves stays: %s", error)
 
