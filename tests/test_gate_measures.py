@@ -13,8 +13,8 @@ from storyrec.gate.measures import (
     interval,
     log_loss_sums,
     ndcg_sums,
-    population_stability,
 )
+from storyrec.gate.stability import population_stability
 from storyrec.metrics import click_ranks, per_user_auc
 
 

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import socket
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
@@ -257,6 +258,26 @@ def test_a_champion_that_cannot_be_used_is_refused_and_the_old_one_serves(
         assert champion.refresh()
         assert champion.bundle.version == second
         assert champion.refused is None
+
+
+def test_whatever_goes_wrong_the_watcher_looks_again(
+    champion: ServedBundle, packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    second = deploy(champion.registry, packed, tmp_path / "second", day=DAYS[1])
+    real, looks = champion.refresh, threading.Event()
+
+    def first_broken() -> bool:
+        if not looks.is_set():
+            looks.set()
+            raise ValueError("nobody thought of this")
+        return real()
+
+    monkeypatch.setattr(champion, "refresh", first_broken)
+    with server.watching(champion, poll_seconds=0.01):
+        deadline = time.monotonic() + 20
+        while champion.bundle is None or champion.bundle.version != second:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
 
 
 def test_a_restart_serves_from_the_cache_unless_it_was_changed(champion: ServedBundle) -> None:

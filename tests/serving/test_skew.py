@@ -125,7 +125,7 @@ def test_the_command_ends_with_2_where_a_sequence_differs(built: World, tmp_path
     moment = at(2)
     good = {domain: built.sequence(domain, user=5, before=moment) for domain in ("story", "product")}
     write(tmp_path / "good", [answer(5, moment, good)])
-    write(tmp_path / "bad", [answer(5, moment, good | {"story": [(1, microseconds(at(0)) + 7)]})])
+    write(tmp_path / "bad", [answer(5, moment, good | {"story": [(1, microseconds(moment) - 7)]})])
     for name, code in (("good", 0), ("bad", 2)):
         command = ["serving", "skew", str(tmp_path / name), "--config", str(tmp_path / "settings.toml")]
         done = CliRunner().invoke(app, command)

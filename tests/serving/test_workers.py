@@ -17,24 +17,18 @@ from storyrec.storage import FolderStorage
 NUM_REQUESTS = 40
 
 
-def workers_of(address: str) -> set[int]:
-    """The processes that hold the server's port, by what /proc says of their parents."""
-    parents = {}
+def workers_of(settings: Path) -> set[int]:
+    """The worker processes of the server with these settings, by what /proc says."""
+    parents: dict[int, int] = {}
+    commands: dict[int, str] = {}
     for folder in Path("/proc").glob("[0-9]*"):
         try:
-            fields = (folder / "stat").read_text().rpartition(")")[2].split()
-            command = (folder / "cmdline").read_text()
-        except OSError:
-            continue
-        parents[int(folder.name)] = (int(fields[1]), command)
-    return {pid for pid, (_, command) in parents.items() if "spawn_main" in command and address in _environment(pid)}
-
-
-def _environment(pid: int) -> str:
-    try:
-        return (Path("/proc") / str(pid) / "environ").read_text()
-    except OSError:
-        return ""
+            parents[int(folder.name)] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+            commands[int(folder.name)] = (folder / "cmdline").read_text()
+        except (OSError, IndexError):
+            continue  # it has just ended
+    servers = {pid for pid, command in commands.items() if str(settings) in command}
+    return {pid for pid, command in commands.items() if parents[pid] in servers and "spawn_main" in command}
 
 
 @pytest.mark.slow
@@ -60,11 +54,11 @@ def test_workers_share_the_port_and_the_figures_and_one_that_dies_is_replaced(pa
                 asked.inputs.add(name=name, datatype="INT64", shape=[len(data)], contents=contents)
             answer = GRPCInferenceServiceStub(channel).ModelInfer(asked, wait_for_ready=True, timeout=30)
             assert list(answer.outputs[0].contents.fp32_contents) == scores
-        before = workers_of(str(tmp_path))
+        before = workers_of(tmp_path / "settings.toml")
         assert len(before) == 2
         os.kill(min(before), signal.SIGKILL)
         deadline = time.monotonic() + 60
-        while len(after := workers_of(str(tmp_path))) < 2 or min(before) in after:
+        while len(after := workers_of(tmp_path / "settings.toml")) < 2 or min(before) in after:
             assert time.monotonic() < deadline
             time.sleep(0.2)
         assert ask() == scores

@@ -36,6 +36,7 @@ ARRAYS = ("story_ids.npy", "product_ids.npy", "product_vectors.npy")
 DEPTHS = (10, 500)  # nearest stories whose recall is measured
 AIMED_RECALL = 0.995  # of the queries that choose how many cells are probed, so that others reach 0.99
 NUM_QUERIES = 256  # of each domain: one half chooses how many cells are probed, the other is for the record
+MIN_PROBED = 4  # cells, where as many were chosen
 MIN_STORIES_PER_CELL = 39  # fewer make poor cells
 MAX_TRAINING_STORIES_PER_CELL = 64  # more made no better cells, in a multiple of the time
 
@@ -120,13 +121,16 @@ class StoryIndex:
             return self._products_MD[rows[known]], known
         return self._index.reconstruct_batch(rows[known]), known
 
-    def search(self, queries_QD: Floats, *, top_k: int, exact: bool = False) -> tuple[Int64s, Floats]:
+    def search(
+        self, queries_QD: Floats, *, top_k: int, exact: bool = False, share: float = 1.0
+    ) -> tuple[Int64s, Floats]:
         """The nearest stories of every query, nearest first.
 
         Args:
             queries_QD: of the index's width.
             top_k: how many stories; all where there are fewer.
             exact: probe all cells.
+            share: of the cells that an approximate search probes; many queries together need fewer each.
 
         Returns:
             rows_QK: int64 places in `story_ids_N`; distances_QK: float32, Euclidean, ascending.
@@ -142,7 +146,8 @@ class StoryIndex:
                 where=f"the index of model {self.info.version}",
                 remedy="ask with matching vectors of the same model version; the ranker's vectors are another space",
             )
-        squares_QK, rows_QK = self._probe(queries_QD, top_k, self.info.num_cells if exact else self.info.num_probed)
+        num_probed = max(min(self.info.num_probed, MIN_PROBED), round(share * self.info.num_probed))
+        squares_QK, rows_QK = self._probe(queries_QD, top_k, self.info.num_cells if exact else num_probed)
         short_Q = np.flatnonzero(rows_QK[:, -1] < 0)  # the probed cells held fewer than asked for
         if len(short_Q):
             squares_QK[short_Q], rows_QK[short_Q] = self._probe(queries_QD[short_Q], top_k, self.info.num_cells)
@@ -198,7 +203,7 @@ def build_index(items: Mapping[str, npt.NDArray[Any]], *, version: str, folder: 
 
 
 def nearest_to_clicks(
-    index: StoryIndex, clicks_CD: Floats, *, top_k: int, exact: bool = False
+    index: StoryIndex, clicks_CD: Floats, *, top_k: int, exact: bool = False, share: float = 1.0
 ) -> tuple[Int64s, Floats]:
     """The stories nearest to some vectors together, nearest first.
 
@@ -213,11 +218,12 @@ def nearest_to_clicks(
         clicks_CD: matching vectors, at least one.
         top_k: how many stories.
         exact: compare all stories.
+        share: of the cells that are probed for each click.
 
     Returns:
         rows_K: places in `index.story_ids_N`; distances_K: the soft minimum, of one vector the distance itself.
     """
-    rows_CK, distances_CK = index.search(clicks_CD, top_k=top_k, exact=exact)
+    rows_CK, distances_CK = index.search(clicks_CD, top_k=top_k, exact=exact, share=share)
     rows, places = np.unique(rows_CK, return_inverse=True)
     nearness = np.full(len(rows), -np.inf)  # ln(sum of exp(-distance))
     np.logaddexp.at(nearness, places.ravel(), -distances_CK.ravel().astype(np.float64))

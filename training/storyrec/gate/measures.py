@@ -12,7 +12,6 @@ from storyrec.metrics import Booleans, Floats, Integers, click_ranks, per_user_a
 
 NUM_BINS = 10
 TWO_SIDED = 1.96
-LEAST_SHARE = 1e-4  # of a bin of scores: an empty one would make the index infinite
 LEAST_PROBABILITY = float(np.finfo(np.float64).eps)  # as scikit-learn's log loss
 
 
@@ -83,16 +82,6 @@ def calibration_sums(user_ids_B: Integers, clicked_B: Booleans, scores_B: Floats
 def calibration_error(gaps_Q: Floats, num_impressions: npt.ArrayLike) -> Floats:
     """Expected calibration error: mean |score - click rate| over bins of equal size; [..., Q] -> [...]."""
     return np.abs(gaps_Q).sum(axis=-1) / np.asarray(num_impressions)
-
-
-def population_stability(champion_B: Floats, challenger_B: Floats) -> float:
-    """Population stability index of the challenger's scores over the champion's deciles; 0: spread alike."""
-    edges = np.unique(np.quantile(champion_B, np.linspace(0, 1, NUM_BINS + 1)[1:-1]))
-    before_Q, after_Q = (
-        np.maximum(np.bincount(np.searchsorted(edges, scores_B), minlength=len(edges) + 1) / len(scores_B), LEAST_SHARE)
-        for scores_B in (champion_B, challenger_B)
-    )
-    return float(((after_Q - before_Q) * np.log(after_Q / before_Q)).sum())
 
 
 def _sums(places: Integers, values: Floats, *, num: int) -> Floats:

@@ -17,8 +17,8 @@ from storyrec.gate.measures import (
     calibration_sums,
     interval,
     log_loss_sums,
-    population_stability,
 )
+from storyrec.gate.stability import population_stability
 from storyrec.gate.thresholds import Thresholds
 from storyrec.gate.verdict import Outcome, Value
 from storyrec.metrics import per_user_auc, summarize

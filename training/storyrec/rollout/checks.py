@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from storyrec.gate.measures import population_stability
+from storyrec.gate.stability import population_stability
 from storyrec.gate.verdict import Rule
 
 PERCENTILE = 95

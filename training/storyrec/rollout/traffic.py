@@ -73,7 +73,9 @@ def _read_arm(files: Sequence[str], *, since: datetime, version: str) -> Arm:
     values = [files, version, since.isoformat()]
     ((num_requests, num_errors),) = duckdb.execute(f"SELECT count(*), count(error) {source}", values).fetchall()
     query = f"SELECT latency_ms, scores {source} AND error IS NULL ORDER BY answered_at DESC LIMIT {NUM_KEPT}"
-    last: pa.Table = duckdb.execute(query, values).to_arrow_table()
+    found = duckdb.sql(query, params=values)
+    assert found is not None
+    last: pa.Table = found.to_arrow_table()
     return Arm(
         num_requests=num_requests,
         num_errors=num_errors,

@@ -2,12 +2,12 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, FailFast, Field, JsonValue
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from storyrec.serving.recommender import INT64
 
 Int64 = Annotated[int, Field(ge=-INT64, lt=INT64)]
-Int64s = Annotated[list[Int64], FailFast()]  # a megabyte of wrong values is one error
+Int64s = Annotated[list[Int64], Field(fail_fast=True)]  # a megabyte of wrong values is one error
 Id = Annotated[str, Field(max_length=200)]
 Status = Literal["known", "appended", "unknown"]
 
@@ -27,7 +27,7 @@ class Click(Strict):
     clicked_us: Int64
 
 
-Clicks = Annotated[list[Click], FailFast()]
+Clicks = Annotated[list[Click], Field(fail_fast=True)]
 
 
 class Whose(Strict):

@@ -4,12 +4,9 @@ With several workers the environment variable PROMETHEUS_MULTIPROC_DIR names a f
 figures are those of all workers together.
 """
 
-import os
-
-from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, generate_latest, values
 from prometheus_client.multiprocess import MultiProcessCollector
 
-FOLDER = "PROMETHEUS_MULTIPROC_DIR"
 HOURS = 3_600.0
 
 REQUESTS = Counter("storyrec_requests", "Requests answered.", ["route", "version", "status"])
@@ -43,7 +40,8 @@ ANSWERS_DROPPED = Counter("storyrec_answers_dropped", "Answers that the answer l
 
 def exposition() -> bytes:
     """All figures in Prometheus' text format."""
-    if FOLDER not in os.environ:
+    # not by the environment: Feast sets the variable when it is imported, too late for what counts here
+    if values.ValueClass is values.MutexValue:
         return generate_latest(REGISTRY)
     registry = CollectorRegistry()
     MultiProcessCollector(registry)  # type: ignore[no-untyped-call]

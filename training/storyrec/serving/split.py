@@ -123,7 +123,7 @@ class Split:
                     self.champion.append_stories()
                 self.judge()
                 said = ""
-            except StoryrecError as error:
+            except Exception as error:  # a watcher that ends would leave this champion serving for ever
                 if said != (said := str(error)):
                     log.error("what serves stays: %s", error)
 

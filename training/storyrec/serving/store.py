@@ -71,7 +71,8 @@ class SequenceStore:
             story_clicks, product_clicks = asked.result(self._deadline)
         except Exception as error:
             late = not asked.done()
-            log.warning("the feature store did not answer for a user: %s", "deadline" if late else error)
+            if not self._failed:  # once an outage
+                log.warning("the feature store did not answer for a user: %s", "deadline" if late else error)
             self._fail(asked)
             return Looked(NO_CLICKS, NO_CLICKS, "unavailable", "deadline" if late else "error")
         self._failed = False
