@@ -3,7 +3,6 @@
 Suffixes: B candidates, C clicks, H heads, L sequence.
 """
 
-import threading
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -145,7 +144,6 @@ class Recommender:
     ) -> None:
         self.champion, self.limits = champion, limits
         self._store, self._answers, self._now_us = store, answers, now_us
-        self._turn = threading.Lock()  # one core scores: requests that share it would all end late
 
     def rank(self, asked: Asked, *, candidate_ids: Sequence[int]) -> Answer:
         """Click probabilities of the candidates.
@@ -237,8 +235,6 @@ class Recommender:
         inputs = ranker_inputs(served.bundle, history, candidate_ids=candidate_ids_B, stories=served.stories)
         is_known_B = served.stories.known.rows(candidate_ids_B) > 0
         is_appended_B = ~is_known_B & (served.stories.appended.rows(candidate_ids_B) > 0)
-        with self._turn:
-            scores_B = served.bundle.rank_candidates(**inputs)
         answer = Answer(
             request_id=asked.request_id or uuid.uuid4().hex,
             user_id=asked.user_id,
@@ -248,7 +244,7 @@ class Recommender:
             looked=looked,
             history=history,
             candidate_ids_B=candidate_ids_B,
-            scores_B=scores_B,
+            scores_B=served.bundle.rank_candidates(**inputs),
             unknown_B=~(is_known_B | is_appended_B),
             appended_B=is_appended_B,
             retrieval=retrieval,
