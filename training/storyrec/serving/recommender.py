@@ -4,7 +4,6 @@ Suffixes: B candidates, C clicks, H heads, L sequence.
 """
 
 import logging
-import threading
 import time
 import uuid
 from collections.abc import Callable, Sequence
@@ -145,7 +144,6 @@ class Recommender:
         self.models, self.limits = models, limits
         self._store, self._answers, self._now_us = store, answers, now_us
         self._shadows = Shadows()
-        self._turn = threading.Lock()  # one core scores: requests that share it would all end late
 
     def close(self) -> None:
         """Score what waits unseen, and end."""
@@ -272,8 +270,7 @@ class Recommender:
         inputs = ranker_inputs(served.bundle, history, candidate_ids=candidate_ids_B, stories=served.stories)
         is_known_B = served.stories.known.rows(candidate_ids_B) > 0
         is_appended_B = ~is_known_B & (served.stories.appended.rows(candidate_ids_B) > 0)
-        with self._turn:
-            scores_B = served.bundle.rank_candidates(**inputs)
+        scores_B = served.bundle.rank_candidates(**inputs)
         return Answer(
             request_id=read.request_id,
             user_id=asked.user_id,
@@ -285,7 +282,7 @@ class Recommender:
             looked=read.looked,
             history=history,
             candidate_ids_B=candidate_ids_B,
-            scores_B=scores_B,
+            scores_B=served.bundle.rank_candidates(**inputs),
             unknown_B=~(is_known_B | is_appended_B),
             appended_B=is_appended_B,
             retrieval=retrieval,
