@@ -81,7 +81,7 @@ class Server:
 def running_server(folder: Path, redis_server: str) -> Iterator[Server]:
     """A server that asks for tokens; the client shows a writer's."""
     world, port = fill(World(folder), num_days=4), free_port()
-    config = update_config(world.config, {"profile": "cluster", "feature_server": {"port": port}})
+    config = world.config.model_copy(update={"profile": "cluster"})
     host, _, redis_port = redis_server.partition(":")
     settings = folder / "settings.toml"
     with (
@@ -101,7 +101,7 @@ def running_server(folder: Path, redis_server: str) -> Iterator[Server]:
         patch.setenv("STORYREC_OIDC_DISCOVERY", provider.discovery)
         build_features(config, day=day_of(3))
         materialize_features(config, day=day_of(3), now=NOW)
-        save_config(config, settings)
+        save_config(update_config(config, {"feature_server": {"port": port}}), settings)
         server = Server(world, client, redis, provider, settings)
         try:
             server.start()

@@ -1,5 +1,6 @@
 """Who may do what: Feast's own check finds every view and service under a permission."""
 
+import re
 import shutil
 from pathlib import Path
 
@@ -19,21 +20,21 @@ def repo(tmp_path: Path, redis: str, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "feature_repo"
 
 
-def unprotected(repo: Path) -> dict[str, str]:
-    """What `feast permissions check` lists, name and kind, after `feast apply` in the cluster profile."""
+def unprotected(repo: Path) -> list[list[str]]:
+    """The rows of both tables of `feast permissions check`, resources and actions, after `feast apply`."""
     from feast.cli.cli import cli
 
     for command in (["apply"], ["permissions", "check"]):
         settings = repo / "feature_store.cluster.yaml"
         result = CliRunner().invoke(cli, ["-c", str(repo), "-f", str(settings), *command])
         assert result.exit_code == 0, result.output
-    head, *lines = result.output.partition("NAME")[2].splitlines()
-    assert head.strip() == "TYPE"
-    return dict(line.split() for line in lines if line.strip())
+    tables = re.findall(r"^NAME +TYPE.*\n((?:(?!\x1b).*\n)*)", result.output, re.MULTILINE)
+    assert len(tables) == 2, result.output
+    return [[" ".join(row.split()) for row in table.splitlines()] for table in tables]
 
 
-def test_every_view_and_service_is_under_a_permission(repo: Path) -> None:
-    assert unprotected(repo) == {}
+def test_every_view_and_service_is_under_a_permission_for_every_action(repo: Path) -> None:
+    assert unprotected(repo) == [[], []]
 
 
 def test_a_view_without_a_permission_is_found(repo: Path) -> None:
@@ -42,4 +43,6 @@ def test_a_view_without_a_permission_is_found(repo: Path) -> None:
     for name in ("reading", "pushing", "changing"):
         text = text.replace(f'name="{name}",', f'name="{name}", name_patterns="^(?!stories_for_story$).*",')
     path.write_text(text)
-    assert unprotected(repo) == {"stories_for_story": "FeatureView"}
+    resources, actions = unprotected(repo)
+    assert resources == ["stories_for_story FeatureView"]
+    assert actions
