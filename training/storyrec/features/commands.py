@@ -175,6 +175,8 @@ def models(config: ConfigOption = None) -> None:
 
     settings = load_config(config)
     found = open_feature_store(settings.locations.work, profile=settings.profile).online_models()
+    if not found.versions:
+        typer.echo("no model is online; publish-features brings the champion")
     for version in found.versions:
         typer.echo(f"{version}{'  current' if version == found.current else ''}")
 
