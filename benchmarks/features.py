@@ -36,6 +36,7 @@ from measure import describe_machine
 from redis import Redis
 
 from storyrec.features.events import COLUMNS, EVENT_TIME, KNOWN_TIME, VIEWS
+from storyrec.features.online_models import OnlineModels
 from storyrec.features.repository import read_settings
 from storyrec.features.store import FeatureStoreClient, open_feature_store
 from storyrec.schema import TIMESTAMP, Domain
@@ -47,6 +48,7 @@ LENGTH, WIDTH = 20, 64
 SEED = 7
 PERCENTILES = (50, 95, 99)
 ROWS_A_CALL = 10_000
+MODEL = "8c1f0a6b2e4d9713"
 
 Floats = npt.NDArray[np.float64]
 Call = Callable[[list[int]], object]
@@ -67,7 +69,7 @@ class Load:
 LOADS = (
     Load("sequences, 1 user", tuple(VIEWS.values()), "ranker_v1", "user_id", 1, 200),
     Load("sequences, 100 users", tuple(VIEWS.values()), "ranker_v1", "user_id", 100, 10),
-    Load("embeddings, 500 items", ("story_embedding",), "story_embedding_v1", "story_id", 500, 5),
+    Load("embeddings, 500 items", (f"story_embedding_by_model:{MODEL}",), "story_embedding_v2", "story_id", 500, 5),
 )
 
 
@@ -80,12 +82,11 @@ def draw(features: Path, *, num_users: int, num_items: int) -> None:
         columns = {name: _lists(values) for name, values in zip(COLUMNS[domain], (items, times), strict=True)}
         _write(features / view, {"user_id": pa.array(np.arange(1, num_users + 1)), **columns}, times[:, -1] + 1)
     values = random.normal(size=(num_items, WIDTH)).astype(np.float32)
-    columns = {"embedding": _lists(values), "model_version": pa.array(["2026-03-09-1f0a"] * num_items)}
-    _write(
-        features / "story_embedding",
-        {"story_id": pa.array(np.arange(1, num_items + 1)), **columns},
-        np.full(num_items, end_us),
-    )
+    names, ids = pa.array([MODEL] * num_items), pa.array(np.arange(1, num_items + 1))
+    columns = {"story_id": ids, "embedding": _lists(values), "model_version": names}
+    times = np.full(num_items, end_us)
+    _write(features / "story_embedding", columns, times)
+    _write(features / "story_embedding_by_model", {**columns, "model": names}, times)
 
 
 def measure_filling(client: FeatureStoreClient, work: Path, view: str) -> None:
@@ -134,6 +135,7 @@ def measure_reads(client: FeatureStoreClient, http: httpx.Client, load: Load, *,
     """Print the latencies of every path for one load."""
     redis = Redis(port=REDIS_PORT)
     domain = Domain.STORY
+    others = {} if load.key == "user_id" else {"model": MODEL}
 
     def raw(keys: list[int]) -> object:
         return [redis.mget([f"storyrec:{view}:{key}" for key in keys]) for view in load.views]
@@ -142,10 +144,11 @@ def measure_reads(client: FeatureStoreClient, http: httpx.Client, load: Load, *,
         return client.online_sequences(keys) if load.key == "user_id" else client.embeddings(keys, domain=domain)
 
     def sdk(keys: list[int]) -> object:
-        return client.online(keys, join_key=load.key, service=load.service)
+        return client.online(keys, join_key=load.key, service=load.service, **others)
 
     def over_http(keys: list[int]) -> object:
-        asked = {"feature_service": load.service, "entities": {load.key: keys}}
+        entities = {load.key: keys, **{name: [value] * len(keys) for name, value in others.items()}}
+        asked = {"feature_service": load.service, "entities": entities}
         return http.post("/get-online-features", json=asked).raise_for_status().content
 
     floor = 0.0
@@ -221,6 +224,8 @@ def main() -> None:
             for view in ("user_story_sequence", "story_embedding"):
                 measure_filling(client, work, view)
             client.materialize("user_product_sequence", start=END - timedelta(days=1), end=END)
+            client._write(MODEL, [client.layout("story_embedding_by_model")], END)
+            client._online.publish_models(client._config, OnlineModels(MODEL, (MODEL,)), published_us=1)
             with (
                 running([*feast, "serve", "-p", str(HTTP_PORT), "--no-access-log"], log=work / "server.log"),
                 httpx.Client(base_url=f"http://127.0.0.1:{HTTP_PORT}", timeout=30) as http,

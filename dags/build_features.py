@@ -1,8 +1,8 @@
 """The DAG that turns a validated day into features."""
 
-from airflow.sdk import DAG, PartitionedAssetTimetable
+from airflow.sdk import PartitionedAssetTimetable
 
-from storyrec_tasks import DEFAULT_ARGS, FEATURES, VALIDATED_LOGS, StepOperator
+from storyrec_tasks import FEATURES, VALIDATED_LOGS, StepOperator, one_run_at_a_time
 
 TRIAGE = """
 ### build_features: what did every user click last?
@@ -15,15 +15,12 @@ with yesterday's sequences. Mend the store and clear the task: writing a day twi
 the cleared task goes on from there. A broken picture fails nothing: `storyrec quarantine list`. Training waits for it.
 """
 
-with DAG(
+with one_run_at_a_time(
     "build_features",
     description="Turn a validated day into offline and online features",
     schedule=PartitionedAssetTimetable(assets=VALIDATED_LOGS),
-    catchup=False,
-    max_active_runs=1,
-    default_args=DEFAULT_ARGS,
-    tags=["storyrec", "features"],
-    doc_md=TRIAGE,
+    about="features",
+    triage=TRIAGE,
 ) as dag:
     build = StepOperator(
         task_id="build",

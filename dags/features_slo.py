@@ -1,30 +1,31 @@
 """The DAG that holds the feature store to its promises once a day is published."""
 
-from airflow.sdk import DAG, PartitionedAssetTimetable
+from airflow.sdk import PartitionedAssetTimetable
 
-from storyrec_tasks import DEFAULT_ARGS, PUBLISHED_FEATURES, StepOperator
+from storyrec_tasks import PUBLISHED_FEATURES, StepOperator, one_run_at_a_time
 
 TRIAGE = """
 ### features_slo: are the served features as fresh as promised, and distributed as before?
 Starts when `published_features` has a new partition. Nothing waits for it: it changes nothing but its report and the
 metrics below `work/metrics`.
 
-**freshness failed.** The log names the views that are older than their promise. Look for the day's red or missing run:
-`build_features` brings the sequences, `publish_features` the items. Then clear the task.
+A failed task is posted to `STORYREC_ALERT_URL`, for whoever is on call. `deploy/alerts.yaml` alerts on the metrics,
+also when this DAG does not run at all.
 
-**drift failed.** Sequence lengths or embedding norms differ from the week before: `features/drift/dt=D.json`.
-A new kind of model may do that by itself; a change of lengths without one points at lost or doubled clicks.
+**freshness failed** (`FeaturesOlderThanPromised`). The log names the views that are older than their promise. Look for
+the day's red or missing run: `build_features` brings the sequences, `publish_features` the items. Then clear the task.
+
+**drift failed** (`FeaturesDrifted`). The log names what differs from the week before: lengths of sequences, norms of
+embeddings; the numbers are in `features/drift/dt=D.json`. A new kind of model may do that by itself; a change of
+lengths without one points at lost or doubled clicks.
 """
 
-with DAG(
+with one_run_at_a_time(
     "features_slo",
     description="Check the freshness promises of the feature store, and the drift of what it holds",
     schedule=PartitionedAssetTimetable(assets=PUBLISHED_FEATURES),
-    catchup=False,
-    max_active_runs=1,
-    default_args=DEFAULT_ARGS,
-    tags=["storyrec", "features"],
-    doc_md=TRIAGE,
+    about="features",
+    triage=TRIAGE,
 ) as dag:
     freshness = StepOperator(
         task_id="freshness",

@@ -1,8 +1,8 @@
 """The DAG that publishes what the deployed model knows about items."""
 
-from airflow.sdk import DAG, PartitionedAssetTimetable
+from airflow.sdk import PartitionedAssetTimetable
 
-from storyrec_tasks import DEFAULT_ARGS, MODEL, PUBLISHED_FEATURES, StepOperator
+from storyrec_tasks import MODEL, PUBLISHED_FEATURES, StepOperator, one_run_at_a_time
 
 TRIAGE = """
 ### publish_features: what do other teams see of the champion?
@@ -12,15 +12,12 @@ Starts when `model` has a new partition, whether the challenger was deployed or 
 log and clear the task: publishing a day twice changes nothing.
 """
 
-with DAG(
+with one_run_at_a_time(
     "publish_features",
     description="Publish the champion's item embeddings and the stories near products and stories",
     schedule=PartitionedAssetTimetable(assets=MODEL),
-    catchup=False,
-    max_active_runs=1,
-    default_args=DEFAULT_ARGS,
-    tags=["storyrec", "features"],
-    doc_md=TRIAGE,
+    about="features",
+    triage=TRIAGE,
 ) as dag:
     publish = StepOperator(
         task_id="publish",

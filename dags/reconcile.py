@@ -3,10 +3,10 @@
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
-from airflow.sdk import DAG, Asset, CronTriggerTimetable, task
+from airflow.sdk import Asset, CronTriggerTimetable, task
 from airflow.sdk.exceptions import AirflowSkipException
 
-from storyrec_tasks import DEFAULT_ARGS, FEATURES, MODEL, VALIDATED_LOGS, unconsumed_days
+from storyrec_tasks import FEATURES, MODEL, VALIDATED_LOGS, one_run_at_a_time, unconsumed_days
 
 TRIAGE = """
 ### reconcile: did an event get lost?
@@ -30,15 +30,12 @@ def announce_again(asset: Asset, *, marker: str, inlet_events: Any, outlet_event
     return days
 
 
-with DAG(
+with one_run_at_a_time(
     "reconcile",
     description="Find a produced partition that nobody consumed and start it",
     schedule=CronTriggerTimetable("30 5 * * *", timezone="UTC", run_immediately=timedelta(0)),
-    catchup=False,
-    max_active_runs=1,
-    default_args=DEFAULT_ARGS,
-    tags=["storyrec"],
-    doc_md=TRIAGE,
+    about="events",
+    triage=TRIAGE,
 ) as dag:
 
     @task(inlets=[VALIDATED_LOGS], outlets=[VALIDATED_LOGS])

@@ -2,9 +2,9 @@
 
 from datetime import timedelta
 
-from airflow.sdk import DAG, CronTriggerTimetable
+from airflow.sdk import CronTriggerTimetable
 
-from storyrec_tasks import DEFAULT_ARGS, StepOperator
+from storyrec_tasks import StepOperator, one_run_at_a_time
 
 TRIAGE = """
 ### rollout: does the canary serve as well as the champion does?
@@ -16,15 +16,12 @@ The log names what failed: errors, latency or the spread of the scores. A rerun 
 `storyrec rollout start` does, when somebody says why.
 """
 
-with DAG(
+with one_run_at_a_time(
     "rollout",
     description="Widen the canary's share of the users, make it the champion, or withdraw it",
     schedule=CronTriggerTimetable("*/10 * * * *", timezone="UTC"),
-    catchup=False,
-    max_active_runs=1,
-    default_args=DEFAULT_ARGS,
-    tags=["storyrec"],
-    doc_md=TRIAGE,
+    about="serving",
+    triage=TRIAGE,
 ) as dag:
     advance = StepOperator(
         task_id="advance",

@@ -1,4 +1,4 @@
-"""What the DAGs share: the assets, the defaults, the alert, and the operator that runs one step.
+"""What the DAGs share: the assets, the frame, the alert, and the operator that runs one step.
 
 A task runs its step in another process, `$STORYREC_PYTHON -m storyrec.cli <step> --day D`, so that
 Airflow's environment needs nothing of the machine-learning stack. Environment variables:
@@ -20,7 +20,7 @@ from datetime import date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from airflow.sdk import Asset, BaseOperator, Context
+from airflow.sdk import DAG, Asset, BaseOperator, Context
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
 log = logging.getLogger(__name__)
@@ -66,6 +66,26 @@ DEFAULT_ARGS: dict[str, Any] = {
     "execution_timeout": timedelta(hours=6),
     "on_failure_callback": alert,
 }
+
+
+def one_run_at_a_time(name: str, *, description: str, schedule: Any, about: str, triage: str) -> DAG:
+    """A DAG whose runs follow one another, and whose failures are alerted.
+
+    Args:
+        schedule: a timetable.
+        about: its tag beside storyrec.
+        triage: what it asks, and what to do when a task failed; Markdown.
+    """
+    return DAG(
+        name,
+        description=description,
+        schedule=schedule,
+        catchup=False,
+        max_active_runs=1,
+        default_args=DEFAULT_ARGS,
+        tags=["storyrec", about],
+        doc_md=triage,
+    )
 
 
 def partition_day(context: Context) -> date:

@@ -1,9 +1,9 @@
 """The DAG that trains, judges and deploys: one task, one run of the Kubeflow pipeline."""
 
-from airflow.sdk import DAG, PartitionedAssetTimetable
+from airflow.sdk import PartitionedAssetTimetable
 
 from kfp_run import KfpRunOperator
-from storyrec_tasks import DEFAULT_ARGS, FEATURES, MODEL
+from storyrec_tasks import FEATURES, MODEL, one_run_at_a_time
 
 TRIAGE = """
 ### train_adapt: is there a better model this morning?
@@ -15,15 +15,12 @@ run: open it in the Pipelines UI. The old champion is still deployed. Mend the c
 training stages are resumed from their checkpoints, and a run that is still going is found again, not started twice.
 """
 
-with DAG(
+with one_run_at_a_time(
     "train_adapt",
     description="Train, judge and deploy a day's challenger in one Kubeflow run",
     schedule=PartitionedAssetTimetable(assets=FEATURES),
-    catchup=False,
-    max_active_runs=1,
-    default_args=DEFAULT_ARGS,
-    tags=["storyrec", "model"],
-    doc_md=TRIAGE,
+    about="model",
+    triage=TRIAGE,
 ) as dag:
     train_adapt = KfpRunOperator(
         task_id="train_adapt",

@@ -2,9 +2,9 @@
 
 from datetime import timedelta
 
-from airflow.sdk import DAG, CronPartitionTimetable
+from airflow.sdk import CronPartitionTimetable
 
-from storyrec_tasks import DEFAULT_ARGS, VALIDATED_LOGS, StepOperator
+from storyrec_tasks import VALIDATED_LOGS, StepOperator, one_run_at_a_time
 
 TRIAGE = """
 ### validate_logs: is this day's data fit to learn from?
@@ -19,7 +19,7 @@ Runs at 02:00 UTC for the day before; the partition key is that day.
 **Rows were quarantined but the task is green.** They are kept: `storyrec quarantine list`, then `replay`.
 """
 
-with DAG(
+with one_run_at_a_time(
     "validate_logs",
     description="Judge a day's raw logs against the log contract",
     # no start date and nothing immediately: a new installation waits for the next 02:00, it starts no run for
@@ -27,11 +27,8 @@ with DAG(
     schedule=CronPartitionTimetable(
         "0 2 * * *", timezone="UTC", run_offset=-1, run_immediately=timedelta(0), key_format="%Y-%m-%d"
     ),
-    catchup=False,
-    max_active_runs=1,
-    default_args=DEFAULT_ARGS,
-    tags=["storyrec", "logs"],
-    doc_md=TRIAGE,
+    about="logs",
+    triage=TRIAGE,
 ) as dag:
     catch_up = StepOperator(
         task_id="catch_up",

@@ -4,8 +4,10 @@ The offline sources are Parquet partitions below the folder that STORYREC_FEATUR
 `var/marketplace/work/features` beside this folder). Timestamps are microseconds, UTC.
 
 A name without `_vN` is version 1. What was released stays as schemas.json has it; a change is a new
-version beside the old one. Tags are what docs/feature-catalog.md and Feast's UI show: of a field its
-shape, unit and an example (JSON); of a view its freshness and the log tables it comes from.
+version beside the old one. Each view of items has a second one, `_by_model`: what each model that is online
+says of an item, asked for by its version or as "current". Tags are what docs/feature-catalog.md and Feast's
+UI show: of a field its shape, unit and an example (JSON); of a view its freshness and the log tables it comes
+from.
 """
 
 import os
@@ -25,6 +27,7 @@ ITEM_MAX_AGE = "36h"  # and the training
 NO_EXPIRY = timedelta(0)  # the reader cuts a sequence to its history window by the click times
 EVERY_DAY = "daily: the run of a day starts at 02:00 UTC of the day after and brings all its clicks"
 EVERY_CHAMPION = "with each new champion, at most daily; an item that it does not know keeps its earlier row"
+EVERY_MODEL = "with each new champion, at most daily; a model's items come and go as a whole"
 
 _default = Path(__file__).resolve().parents[1] / "var/marketplace/work/features"
 _features = Path(os.environ.get("STORYREC_FEATURES") or _default).resolve()
@@ -58,287 +61,215 @@ def _field(name: str, dtype: FeastType, meaning: str, *, shape: str, unit: str, 
     return Field(name=name, dtype=dtype, description=meaning, tags={"shape": shape, "unit": unit, "example": example})
 
 
-def _id(name: str, meaning: str) -> Field:
-    return _field(name, Int64, meaning, shape="1", unit="id, > 0", example="42")
+def _entity(name: str, key: str, kind: ValueType, meaning: str) -> Entity:
+    return Entity(name=name, join_keys=[key], value_type=kind, description=meaning, owner=OWNER)
 
 
-def _embedding() -> Field:
-    return _field(
-        "embedding",
+def _view(
+    name: str, keys: list[Entity], fields: list[Field], source: FileSource | PushSource, meaning: str, **tags: str
+) -> FeatureView:
+    return FeatureView(
+        name=name,
+        entities=keys,
+        ttl=NO_EXPIRY,
+        schema=[*(KEY_FIELDS[key.name] for key in keys), *fields],
+        source=source,
+        online=True,
+        description=meaning,
+        owner=OWNER,
+        tags=tags,
+    )
+
+
+def _sequence(domain: str, *, lineage: str) -> FeatureView:
+    """A user's last clicks in one domain."""
+    ids = _field(
+        f"{domain}_ids",
+        Array(Int64),
+        f"The last {'stories' if domain == 'story' else 'products'} clicked, oldest first.",
+        shape="1 to 20",
+        unit=f"{domain} ids",
+        example="[17, 4, 233]",
+    )
+    times = _field(
+        f"{domain}_clicked_us",
+        Array(Int64),
+        "When, entry by entry.",
+        shape=f"as {domain}_ids",
+        unit="epoch microseconds, UTC",
+        example="[1773046800000000, 1773050400000000, 1773050400000250]",
+    )
+    return _view(
+        f"user_{domain}_sequence",
+        [user],
+        [ids, times],
+        _clicks(domain),
+        f"A user's most recent {domain} clicks; one row a click, valid one microsecond after it.",
+        domain=domain,
+        kind="sequence",
+        length=str(SEQUENCE_LENGTH),
+        max_age=SEQUENCE_MAX_AGE,
+        freshness=EVERY_DAY,
+        lineage=lineage,
+    )
+
+
+def _of_items(
+    name: str, item: Entity, fields: list[Field], *, meaning: str, by_model: str, kind: str, lineage: str
+) -> tuple[FeatureView, FeatureView]:
+    """A view of items twice: by the newest model that knows an item, and by each model that is online."""
+    tags = {"domain": item.name, "kind": kind, "max_age": ITEM_MAX_AGE, "lineage": lineage}
+    fields, second = [*fields, MODEL_VERSION], f"{name}_by_model"
+    return (
+        _view(name, [item], fields, _source(name), meaning, freshness=EVERY_CHAMPION, **tags),
+        _view(second, [item, model], fields, _source(second), by_model, freshness=EVERY_MODEL, **tags),
+    )
+
+
+def _embedding(item: Entity) -> tuple[FeatureView, FeatureView]:
+    """What a model's extractor yields for the items of one domain."""
+    return _of_items(
+        f"{item.name}_embedding",
+        item,
+        [EMBEDDING],
+        meaning=f"What the champion's frozen {item.name} extractor yields; compare only within one model_version.",
+        by_model=f"What a model's frozen {item.name} extractor yields; a row for each model that is online.",
+        kind="embedding",
+        lineage="stories" if item is story else "products",
+    )
+
+
+def _matches(
+    item: Entity, *, meaning: str, stories: str, distances: str, lineage: str
+) -> tuple[FeatureView, FeatureView]:
+    """The stories nearest to the items of one domain."""
+    ids = _field(
+        "story_ids",
+        Array(Int64),
+        stories,
+        shape="10 (match.num_stories)",
+        unit="story ids",
+        example="[233, 17, 4]",
+    )
+    away = _field(
+        "distances",
         Array(Float32),
-        "Visual plus textual features.",
-        shape="64",
-        unit="none; Euclidean distances count",
-        example="[0.31, -1.2, 0.07]",
+        distances,
+        shape="as story_ids",
+        unit="Euclidean, between matching vectors",
+        example="[0.41, 0.44, 0.52]",
+    )
+    return _of_items(
+        f"stories_for_{item.name}",
+        item,
+        [ids, away],
+        meaning=meaning,
+        by_model=f"{meaning} A row for each model that is online.",
+        kind="matching",
+        lineage=lineage,
     )
 
 
-def _model_version() -> Field:
-    return _field(
-        "model_version",
-        String,
-        "The champion whose extractors made it.",
-        shape="1",
-        unit="bundle version, 16 hex digits",
-        example='"8c1f0a6b2e4d9713"',
+def _service(name: str, views: list[FeatureView], meaning: str, *, consumer: str = "other teams") -> FeatureService:
+    return FeatureService(name=name, features=[*views], description=meaning, owner=OWNER, tags={"consumer": consumer})
+
+
+def _services(name: str, views: tuple[FeatureView, FeatureView], meaning: str) -> tuple[FeatureService, ...]:
+    """Version 1 by item alone, of the newest model that knows it; version 2 by item and model."""
+    newest, by_model = views
+    return (
+        _service(f"{name}_v1", [newest], meaning),
+        _service(f"{name}_v2", [by_model], f"{meaning[:-1]}, by one model."),
     )
 
 
-user = Entity(
-    name="user",
-    join_keys=["user_id"],
-    value_type=ValueType.INT64,
-    description="Who clicks stories and products.",
-    owner=OWNER,
+user = _entity("user", "user_id", ValueType.INT64, "Who clicks stories and products.")
+story = _entity("story", "story_id", ValueType.INT64, "A post, picture or video about merchandise.")
+product = _entity("product", "product_id", ValueType.INT64, "Something to buy, which stories are about.")
+model = _entity("model", "model", ValueType.STRING, "A published model, by its version; online also: current.")
+
+KEY_FIELDS = {
+    name: _field(key, Int64, meaning, shape="1", unit="id, > 0", example="42")
+    for name, key, meaning in (
+        ("user", "user_id", "Whose clicks."),
+        ("story", "story_id", "Which story."),
+        ("product", "product_id", "Which product."),
+    )
+}
+KEY_FIELDS["model"] = _field(
+    "model",
+    String,
+    'Whose row: a model that is online, or "current".',
+    shape="1",
+    unit="bundle version, 16 hex digits",
+    example='"8c1f0a6b2e4d9713"',
 )
-story = Entity(
-    name="story",
-    join_keys=["story_id"],
-    value_type=ValueType.INT64,
-    description="A post, picture or video about merchandise.",
-    owner=OWNER,
+EMBEDDING = _field(
+    "embedding",
+    Array(Float32),
+    "Visual plus textual features.",
+    shape="64",
+    unit="none; Euclidean distances count",
+    example="[0.31, -1.2, 0.07]",
 )
-product = Entity(
-    name="product",
-    join_keys=["product_id"],
-    value_type=ValueType.INT64,
-    description="Something to buy, which stories are about.",
-    owner=OWNER,
+MODEL_VERSION = _field(
+    "model_version",
+    String,
+    "The champion whose extractors made it.",
+    shape="1",
+    unit="bundle version, 16 hex digits",
+    example='"8c1f0a6b2e4d9713"',
 )
 
-user_story_sequence = FeatureView(
-    name="user_story_sequence",
-    entities=[user],
-    ttl=NO_EXPIRY,
-    schema=[
-        _id("user_id", "Whose clicks."),
-        _field(
-            "story_ids",
-            Array(Int64),
-            "The last stories clicked, oldest first.",
-            shape="1 to 20",
-            unit="story ids",
-            example="[17, 4, 233]",
-        ),
-        _field(
-            "story_clicked_us",
-            Array(Int64),
-            "When, entry by entry.",
-            shape="as story_ids",
-            unit="epoch microseconds, UTC",
-            example="[1773046800000000, 1773050400000000, 1773050400000250]",
-        ),
-    ],
-    source=_clicks("story"),
-    online=True,
-    description="A user's most recent story clicks; one row a click, valid one microsecond after it.",
-    owner=OWNER,
-    tags={
-        "domain": "story",
-        "kind": "sequence",
-        "length": str(SEQUENCE_LENGTH),
-        "max_age": SEQUENCE_MAX_AGE,
-        "freshness": EVERY_DAY,
-        "lineage": "impressions",
-    },
+user_story_sequence = _sequence("story", lineage="impressions")
+user_product_sequence = _sequence("product", lineage="product_clicks")
+story_embedding, story_embedding_by_model = _embedding(story)
+product_embedding, product_embedding_by_model = _embedding(product)
+stories_for_product, stories_for_product_by_model = _matches(
+    product,
+    meaning="The stories that match a product best.",
+    stories="The nearest stories, nearest first.",
+    distances="How far each story is from the product, ascending.",
+    lineage="stories,products",
+)
+stories_for_story, stories_for_story_by_model = _matches(
+    story,
+    meaning="The stories that are most like a story; it is none of them.",
+    stories="The nearest other stories, nearest first.",
+    distances="How far each is, ascending.",
+    lineage="stories",
 )
 
-user_product_sequence = FeatureView(
-    name="user_product_sequence",
-    entities=[user],
-    ttl=NO_EXPIRY,
-    schema=[
-        _id("user_id", "Whose clicks."),
-        _field(
-            "product_ids",
-            Array(Int64),
-            "The last products clicked, oldest first.",
-            shape="1 to 20",
-            unit="product ids",
-            example="[17, 4, 233]",
-        ),
-        _field(
-            "product_clicked_us",
-            Array(Int64),
-            "When, entry by entry.",
-            shape="as product_ids",
-            unit="epoch microseconds, UTC",
-            example="[1773046800000000, 1773050400000000, 1773050400000250]",
-        ),
-    ],
-    source=_clicks("product"),
-    online=True,
-    description="A user's most recent product clicks; one row a click, valid one microsecond after it.",
-    owner=OWNER,
-    tags={
-        "domain": "product",
-        "kind": "sequence",
-        "length": str(SEQUENCE_LENGTH),
-        "max_age": SEQUENCE_MAX_AGE,
-        "freshness": EVERY_DAY,
-        "lineage": "product_clicks",
-    },
+ranker_v1 = _service(
+    "ranker_v1",
+    [user_story_sequence, user_product_sequence],
+    "What the ranker reads for a request: both click sequences with their times.",
+    consumer="storyrec",
 )
-
-story_embedding = FeatureView(
-    name="story_embedding",
-    entities=[story],
-    ttl=NO_EXPIRY,
-    schema=[
-        _id("story_id", "Which story."),
-        _embedding(),
-        _model_version(),
-    ],
-    source=_source("story_embedding"),
-    online=True,
-    description="What the champion's frozen story extractor yields; compare only within one model_version.",
-    owner=OWNER,
-    tags={
-        "domain": "story",
-        "kind": "embedding",
-        "max_age": ITEM_MAX_AGE,
-        "freshness": EVERY_CHAMPION,
-        "lineage": "stories",
-    },
+user_interest_v1 = _service(
+    "user_interest_v1",
+    [user_story_sequence[["story_ids"]], user_product_sequence[["product_ids"]]],
+    "What a user clicked lately, without times.",
 )
-
-product_embedding = FeatureView(
-    name="product_embedding",
-    entities=[product],
-    ttl=NO_EXPIRY,
-    schema=[
-        _id("product_id", "Which product."),
-        _embedding(),
-        _model_version(),
-    ],
-    source=_source("product_embedding"),
-    online=True,
-    description="What the champion's frozen product extractor yields; compare only within one model_version.",
-    owner=OWNER,
-    tags={
-        "domain": "product",
-        "kind": "embedding",
-        "max_age": ITEM_MAX_AGE,
-        "freshness": EVERY_CHAMPION,
-        "lineage": "products",
-    },
+story_embedding_v1, story_embedding_v2 = _services(
+    "story_embedding",
+    (story_embedding, story_embedding_by_model),
+    "Story embeddings with the version of the model that made them.",
 )
-
-stories_for_product = FeatureView(
-    name="stories_for_product",
-    entities=[product],
-    ttl=NO_EXPIRY,
-    schema=[
-        _id("product_id", "Which product."),
-        _field(
-            "story_ids",
-            Array(Int64),
-            "The nearest stories, nearest first.",
-            shape="10 (match.num_stories)",
-            unit="story ids",
-            example="[233, 17, 4]",
-        ),
-        _field(
-            "distances",
-            Array(Float32),
-            "How far each story is from the product, ascending.",
-            shape="as story_ids",
-            unit="Euclidean, between matching vectors",
-            example="[0.41, 0.44, 0.52]",
-        ),
-        _model_version(),
-    ],
-    source=_source("stories_for_product"),
-    online=True,
-    description="The stories that match a product best.",
-    owner=OWNER,
-    tags={
-        "domain": "product",
-        "kind": "matching",
-        "max_age": ITEM_MAX_AGE,
-        "freshness": EVERY_CHAMPION,
-        "lineage": "stories,products",
-    },
+product_embedding_v1, product_embedding_v2 = _services(
+    "product_embedding",
+    (product_embedding, product_embedding_by_model),
+    "Product embeddings with the version of the model that made them.",
 )
-
-stories_for_story = FeatureView(
-    name="stories_for_story",
-    entities=[story],
-    ttl=NO_EXPIRY,
-    schema=[
-        _id("story_id", "Which story."),
-        _field(
-            "story_ids",
-            Array(Int64),
-            "The nearest other stories, nearest first.",
-            shape="10 (match.num_stories)",
-            unit="story ids",
-            example="[233, 17, 4]",
-        ),
-        _field(
-            "distances",
-            Array(Float32),
-            "How far each is, ascending.",
-            shape="as story_ids",
-            unit="Euclidean, between matching vectors",
-            example="[0.41, 0.44, 0.52]",
-        ),
-        _model_version(),
-    ],
-    source=_source("stories_for_story"),
-    online=True,
-    description="The stories that are most like a story; it is none of them.",
-    owner=OWNER,
-    tags={
-        "domain": "story",
-        "kind": "matching",
-        "max_age": ITEM_MAX_AGE,
-        "freshness": EVERY_CHAMPION,
-        "lineage": "stories",
-    },
+stories_for_product_v1, stories_for_product_v2 = _services(
+    "stories_for_product",
+    (stories_for_product, stories_for_product_by_model),
+    "Stories to show beside a product.",
 )
-
-ranker_v1 = FeatureService(
-    name="ranker_v1",
-    features=[user_story_sequence, user_product_sequence],
-    description="What the ranker reads for a request: both click sequences with their times.",
-    owner=OWNER,
-    tags={"consumer": "storyrec"},
-)
-user_interest_v1 = FeatureService(
-    name="user_interest_v1",
-    features=[user_story_sequence[["story_ids"]], user_product_sequence[["product_ids"]]],
-    description="What a user clicked lately, without times.",
-    owner=OWNER,
-    tags={"consumer": "other teams"},
-)
-story_embedding_v1 = FeatureService(
-    name="story_embedding_v1",
-    features=[story_embedding],
-    description="Story embeddings with the version of the model that made them.",
-    owner=OWNER,
-    tags={"consumer": "other teams"},
-)
-product_embedding_v1 = FeatureService(
-    name="product_embedding_v1",
-    features=[product_embedding],
-    description="Product embeddings with the version of the model that made them.",
-    owner=OWNER,
-    tags={"consumer": "other teams"},
-)
-stories_for_product_v1 = FeatureService(
-    name="stories_for_product_v1",
-    features=[stories_for_product],
-    description="Stories to show beside a product.",
-    owner=OWNER,
-    tags={"consumer": "other teams"},
-)
-stories_for_story_v1 = FeatureService(
-    name="stories_for_story_v1",
-    features=[stories_for_story],
-    description="Stories to show beside a story.",
-    owner=OWNER,
-    tags={"consumer": "other teams"},
+stories_for_story_v1, stories_for_story_v2 = _services(
+    "stories_for_story",
+    (stories_for_story, stories_for_story_by_model),
+    "Stories to show beside a story.",
 )
 
 # who may do what through the server, by the roles in their token; no action is open to everybody

@@ -8,7 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from storyrec.features.catalog import Catalog, CatalogService, CatalogView
+from storyrec.features.catalog import Catalog, CatalogField, CatalogService, CatalogView
 from storyrec.schema import TIMESTAMP
 
 START = datetime(2026, 3, 1, tzinfo=UTC)
@@ -65,7 +65,7 @@ def write_views(folder: Path, views: Sequence[Sequence[Sequence[Row]]], *, lifet
         declared[name] = CatalogView(
             name=name,
             keys=("user_id",),
-            fields=(),
+            fields=(CatalogField("user_id", "Int64", "", "", "", ""),),
             meaning="",
             owner="",
             kind="",

@@ -44,7 +44,7 @@ def joined(view: list[list[Row]], other: list[list[Row]], labels: list[tuple[int
         return after
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(view=PARTS, other=PARTS, labels=LABELS, lifetime=st.integers(0, 4), kind=KINDS)
 @example(  # what is known late is not seen before, and hides nothing newer
     view=[[Row(1, 1, 1, 10), Row(1, 3, 3, 30)], [Row(1, 1, 5, 11), Row(1, 3, 4, 31)]],

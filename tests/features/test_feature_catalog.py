@@ -60,7 +60,7 @@ def test_everything_declared_is_described(catalog: Catalog) -> None:
 
 def test_examples_are_of_their_types(catalog: Catalog) -> None:
     fields = [field for view in catalog.views.values() for field in view.fields]
-    assert len(fields) == 20
+    assert len(fields) == 38
     for field in fields:
         assert is_of(json.loads(field.example), field.type), field
     wrong = CatalogField("story_ids", "Array(Int64)", "", "", "", '["17"]')
@@ -70,6 +70,7 @@ def test_examples_are_of_their_types(catalog: Catalog) -> None:
 def test_services_name_their_features_and_keys(catalog: Catalog) -> None:
     service = catalog.services["user_interest_v1"]
     assert service.features == {"user_story_sequence": ("story_ids",), "user_product_sequence": ("product_ids",)}
-    assert catalog.keys_of(service) == ("user_id",)
+    assert catalog.keys_of(service) == {"user_id": "Int64"}
+    assert catalog.keys_of(catalog.services["story_embedding_v2"]) == {"story_id": "Int64", "model": "String"}
     assert catalog.services["story_embedding_v1"].features == {"story_embedding": ("embedding", "model_version")}
     assert [version_of(name) for name in ("ranker_v1", "ranker_v12", "user_story_sequence", "v2_of")] == [1, 12, 1, 1]

@@ -108,27 +108,27 @@ def test_a_change_is_refused_and_nothing_is_released(repo: Path) -> None:
 
 def test_a_new_version_is_released_beside_the_old_one_which_is_retired_later(repo: Path) -> None:
     text = (repo / "definitions.py").read_text()
-    start = text.index("stories_for_product_v1 = FeatureService(")
+    start = text.index("user_interest_v1 = _service(")
     service = text[start : text.index("\n)\n", start) + 3]
     edit(repo, service, service + service.replace("_v1", "_v2"))
-    with pytest.raises(SchemaMismatch, match=r"(?s)not released yet: stories_for_product_v2.*features release"):
+    with pytest.raises(SchemaMismatch, match=r"(?s)not released yet: user_interest_v2.*features release"):
         check_schemas(repo)
-    assert release_schemas(repo) == ["stories_for_product_v2"]
+    assert release_schemas(repo) == ["user_interest_v2"]
     assert release_schemas(repo) == []
-    assert set(check_schemas(repo).services) >= {"stories_for_product_v1", "stories_for_product_v2"}
+    assert set(check_schemas(repo).services) >= {"user_interest_v1", "user_interest_v2"}
 
-    with pytest.raises(SchemaMismatch, match="'stories_for_product_v1' is still declared"):
-        retire_schema(repo, "stories_for_product_v1")
+    with pytest.raises(SchemaMismatch, match="'user_interest_v1' is still declared"):
+        retire_schema(repo, "user_interest_v1")
     edit(repo, service, "")
-    with pytest.raises(SchemaMismatch, match=r"(?s)service 'stories_for_product_v1' is gone.*features retire"):
+    with pytest.raises(SchemaMismatch, match=r"(?s)service 'user_interest_v1' is gone.*features retire"):
         check_schemas(repo)
-    retire_schema(repo, "stories_for_product_v1")
-    assert check_schemas(repo).retired == ["stories_for_product_v1"]
-    with pytest.raises(SchemaMismatch, match="'stories_for_product_v1' is not released"):
-        retire_schema(repo, "stories_for_product_v1")
+    retire_schema(repo, "user_interest_v1")
+    assert check_schemas(repo).retired == ["user_interest_v1"]
+    with pytest.raises(SchemaMismatch, match="'user_interest_v1' is not released"):
+        retire_schema(repo, "user_interest_v1")
 
     (repo / "definitions.py").write_text(text)
-    with pytest.raises(SchemaMismatch, match="'stories_for_product_v1' was retired"):
+    with pytest.raises(SchemaMismatch, match="'user_interest_v1' was retired"):
         check_schemas(repo)
 
 

@@ -63,8 +63,7 @@ def restate(world: World) -> None:
         )
 
 
-@pytest.mark.parametrize("lifetime_seconds", [0, 50_000])
-@pytest.mark.parametrize("service", ["ranker_v1", "user_interest_v1"])
+@pytest.mark.parametrize(("service", "lifetime_seconds"), [("ranker_v1", 50_000), ("user_interest_v1", 0)])
 def test_the_join_equals_feasts_retrieval(
     world: World, monkeypatch: pytest.MonkeyPatch, service: str, lifetime_seconds: int
 ) -> None:

@@ -16,8 +16,7 @@ from storyrec.config import Config
 from storyrec.errors import DataError, PlatformError
 from storyrec.features.build import build_features, materialize_features
 from storyrec.features.merge import Recent, pack_sequence
-from storyrec.features.packed import Row
-from storyrec.schema import Domain
+from storyrec.features.reconcile import reconcile_sequences
 
 
 @pytest.fixture(params=["local", "cluster"])
@@ -71,18 +70,26 @@ def test_pushed_clicks_stand_until_their_day_states_its_own(world: World, config
     assert clicks_of(client, user) == [*states, (microseconds(later), 70), (microseconds(last), 71)]
 
 
-def test_a_pushed_click_of_a_user_without_any_that_day_stands_until_it_is_reconciled(
+def test_a_pushed_click_of_a_user_without_any_that_day_goes_when_the_day_is_online(
     world: World, config: Config
 ) -> None:
     build_features(config, day=day_of(3))
     build_features(config, day=day_of(4))
     materialize_features(config, day=day_of(3), now=NOW)
-    client, user = opened(config), 3
+    client, user, stranger = opened(config), 3, 4_711
     before = [(us, item) for item, us in world.sequence("story", user=user, before=at(5))]
+    assert before
     assert all(us < microseconds(at(4)) for us, _ in before)
-    push(client, (user, 73, at(4, second=1)))
+    early, late = (microseconds(at(4, second=1)), 73), (microseconds(at(5)), 74)
+    push(client, (user, 73, at(4, second=1)), (stranger, 73, at(4, second=1)))
+    assert (clicks_of(client, user), clicks_of(client, stranger)) == ([*before, early], [early])
     materialize_features(config, day=day_of(4), now=NOW)
-    assert clicks_of(client, user) == [*before, (microseconds(at(4, second=1)), 73)][-len(before) - 1 :]
+    assert (clicks_of(client, user), clicks_of(client, stranger)) == (before, [])
+    push(client, (user, 73, at(4, second=1)), (stranger, 74, at(5)), (user, 74, at(5)))  # late, and of a day to come
+    assert (clicks_of(client, user), clicks_of(client, stranger)) == ([*before, late], [late])
+    answer = client.online([user, stranger], join_key="user_id", service="ranker_v1")
+    assert answer["story_ids"] == [[*(item for _, item in before), 74], [74]]
+    assert reconcile_sequences(config, day=day_of(4), repair=False).differences == []
 
 
 def test_two_rows_of_a_user_in_one_batch_are_both_merged(config: Config) -> None:
@@ -157,28 +164,6 @@ def test_what_feasts_own_store_left_is_replaced(world: World) -> None:
     build_features(world.config, day=day_of(4))
     materialize_features(world.config, day=day_of(4), now=NOW)
     assert len(list(opened(world.config).online_ids(VIEW))) > 5
-
-
-def test_embeddings_are_an_array_with_versions_and_what_is_unknown(config: Config) -> None:
-    client = opened(config)
-    layout = client.layout("story_embedding")
-    rows = np.arange(6, dtype="<f4").reshape(2, 3)
-    values = {
-        key: layout.pack(Row(1, 1, (row.tobytes(), version.encode())))
-        for key, row, version in zip((5, 7), rows, ("a", "b"), strict=True)
-    }
-    client._online.put(client._config, layout, values)
-    found = client.embeddings([7, 6, 5, 7], domain=Domain.STORY)
-    assert found.values_ND.dtype == np.float32
-    assert found.values_ND.tolist() == [[3, 4, 5], [0, 0, 0], [0, 1, 2], [3, 4, 5]]
-    assert (found.versions, found.known_N.tolist()) == (["b", "", "a", "b"], [True, False, True, True])
-    client._online.mark_complete(client._config, layout, 1)  # stands under key 0, which is no item
-    assert client.embeddings([0, 5], domain=Domain.STORY).known_N.tolist() == [False, True]
-    assert client.embeddings([1], domain=Domain.STORY).values_ND.shape == (1, 0)
-    assert client.embeddings([], domain=Domain.STORY).known_N.tolist() == []
-    client._online.put(client._config, layout, {6: layout.pack(Row(1, 1, (b"\0" * 8, b"c")))})
-    with pytest.raises(DataError, match="2 and 3 numbers"):
-        client.embeddings([5, 6], domain=Domain.STORY)
 
 
 def test_feast_reads_the_values_with_their_event_time(config: Config) -> None:

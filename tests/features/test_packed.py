@@ -16,6 +16,7 @@ from storyrec.features.merge import (
     merge_sequences,
     pack_sequence,
     restate,
+    settle,
     unpack_sequence,
 )
 from storyrec.features.packed import Layout, Row
@@ -156,3 +157,17 @@ def test_the_event_time_of_a_sequence_is_the_moment_after_its_last_click() -> No
     when = int(datetime(2026, 3, 1, tzinfo=UTC).timestamp()) * 1_000_000
     assert SEQUENCE.times(pack_sequence(SEQUENCE, Recent(0, [(when, 3)]))) == (when + 1, 0)
     assert SEQUENCE.times(pack_sequence(SEQUENCE, Recent(when, []))) == (when, when)
+
+
+@settings(deadline=None)
+@given(arrivals=st.lists(PUSHES | days(), min_size=1, max_size=8), until=st.integers(0, 31))
+def test_what_the_logs_do_not_hold_is_settled(arrivals: list[Recent], until: int) -> None:
+    stored, value = naive(arrivals), None
+    for arrival in arrivals:
+        value = merge(SEQUENCE, value, pack_sequence(SEQUENCE, arrival))
+    assert value is not None
+    found = settle(SEQUENCE, value, until_us=until)
+    expected = [(us, item) for us, item in stored.clicks if us < stored.complete_us or us >= until]
+    assert unpack_sequence(SEQUENCE, found) == Recent(stored.complete_us, expected)
+    assert (found is None) == (not expected and stored.complete_us == 0)
+    assert (found is value) == (expected == stored.clicks) or found == value

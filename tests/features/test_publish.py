@@ -63,12 +63,13 @@ def test_a_champion_is_published_offline_and_online(world: World, config: Config
     version = deploy(world, day=day_of(0), seed=1)
     published = publish_features(config, day=day_of(0))
     assert (published.version, published.partition, published.changed) == (version, day_of(0), True)
-    assert published.num_rows == {
+    num_rows = {
         "story_embedding": NUM_STORIES,
         "product_embedding": NUM_PRODUCTS,
         "stories_for_product": NUM_PRODUCTS,
         "stories_for_story": NUM_STORIES,
     }
+    assert published.num_rows == num_rows | {f"{view}_by_model": count for view, count in num_rows.items()}
     assert published.recall == {"stories_for_product": 1.0, "stories_for_story": 1.0}
     require_online(config, world, version=version, seed=1)
     for view in VIEWS:

@@ -1,105 +1,28 @@
 """Clicks as they happen: through Feast's own server on a real Redis, and from files."""
 
 import json
-import os
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from cryptography.hazmat.primitives.asymmetric import rsa
-from feature_world import NOW, World, at, day_of, fill, microseconds
-from redis import Redis
-from redis_server import free_port
+from feature_server import Server, running_server
+from feature_world import World, at, microseconds
 
-from oidc_provider import Provider, oidc_provider
-from storyrec.config import save_config, update_config
 from storyrec.errors import DataError
-from storyrec.features.build import build_features, materialize_features
 from storyrec.features.push import push_clicks, read_clicks
 from storyrec.features.store import open_feature_store
 from storyrec.schema import TIMESTAMP, Domain
 
-REPO = Path(__file__).parents[2] / "feature_repo"
-
-
-@dataclass(frozen=True)
-class Server:
-    """Feast's server over a world whose first four days are online."""
-
-    world: World
-    client: httpx.Client
-    redis: Redis
-    provider: Provider
-
-    def push(self, user: int, item: int, when: datetime, **other: Any) -> httpx.Response:
-        """One click, as a caller would send it; None leaves a field out."""
-        time_ = when.isoformat()
-        row = {"user_id": user, "product_ids": [item], "product_clicked_us": [microseconds(when)]}
-        columns = {**row, "event_timestamp": time_, "known_at": time_, **other}
-        frame = {name: [value] for name, value in columns.items() if value is not None}
-        return self.client.post("/push", json={"push_source_name": "product_clicks", "df": frame})
-
-    def sequence(self, user: int) -> list[tuple[int, int]]:
-        """The user's products with their times, from the server."""
-        asked = {"feature_service": "ranker_v1", "entities": {"user_id": [user]}}
-        answer = self.client.post("/get-online-features", json=asked).json()
-        names = answer["metadata"]["feature_names"]
-        columns = [
-            answer["results"][names.index(name)]["values"][0] or [] for name in ("product_ids", "product_clicked_us")
-        ]
-        return [(int(item), int(us)) for item, us in zip(*columns, strict=True)]
-
-    def stored(self) -> dict[bytes, bytes]:
-        """Everything in Redis."""
-        return {key: self.redis.get(key) for key in self.redis.scan_iter()}
-
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory, redis_server: str) -> Iterator[Server]:
-    folder, port = tmp_path_factory.mktemp("served"), free_port()
-    world = fill(World(folder), num_days=5)
-    config = world.config.model_copy(update={"profile": "cluster"})
-    host, _, redis_port = redis_server.partition(":")
-    with pytest.MonkeyPatch.context() as patch, Redis(host=host, port=int(redis_port)) as redis:
-        redis.flushall()
-        patch.setenv("STORYREC_REDIS", redis_server)
-        patch.setenv("STORYREC_FEAST_REGISTRY", f"sqlite:///{folder}/registry.sqlite")
-        build_features(config, day=day_of(3))
-        materialize_features(config, day=day_of(3), now=NOW)
-        settings = folder / "settings.toml"
-        save_config(update_config(config, {"feature_server": {"port": port}}), settings)
-        command = [sys.executable, "-m", "storyrec.cli", "features", "serve", "--config", str(settings)]
-        with (
-            oidc_provider() as provider,
-            (folder / "server.log").open("wb") as log,
-            subprocess.Popen(
-                command,
-                env={**os.environ, "STORYREC_OIDC_DISCOVERY": provider.discovery},
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            ) as process,
-            httpx.Client(
-                base_url=f"http://127.0.0.1:{port}",
-                timeout=20,
-                limits=httpx.Limits(max_keepalive_connections=0),  # after an error the server hangs up
-            ) as client,
-        ):
-            client.headers["Authorization"] = f"Bearer {provider.token('writer')}"
-            try:
-                _wait(client, process)
-                yield Server(world, client, redis, provider)
-            finally:
-                os.killpg(process.pid, 15)
+    with running_server(tmp_path_factory.mktemp("served"), redis_server) as server:
+        yield server
 
 
 def asked(server: Server, path: str, token: str | None) -> int:
@@ -245,14 +168,3 @@ def test_a_file_of_another_kind_is_refused(tmp_path: Path, name: str, content: s
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"nowhere\.json"):
         read_clicks(tmp_path / "nowhere.json")
-
-
-def _wait(client: httpx.Client, process: subprocess.Popen[bytes]) -> None:
-    for _ in range(600):
-        assert process.poll() is None, "the server ended"
-        try:
-            if client.get("/health").status_code == 200:
-                return
-        except httpx.TransportError:
-            time.sleep(0.1)
-    raise AssertionError("the server did not start")

@@ -57,7 +57,7 @@ def test_what_differs_is_listed_and_rewritten_and_fresh_clicks_stay(world: World
     states = clicks_of(client, 3)
     wrong = {
         3: Recent(microseconds(at(4)), states[:-1]),  # a click is lost
-        4_711: Recent(0, [(microseconds(at(2)), 8), fresh]),  # one that the logs never brought
+        4_711: Recent(microseconds(at(4)), [(microseconds(at(2)), 8), fresh]),  # one that the logs never brought
     }
     packed = {user: pack_sequence(layout, sequence) for user, sequence in wrong.items()}
     client._online.drop(client._config, [VIEW])

@@ -245,6 +245,10 @@ def test_services_name_owner_tags_and_features(world: World) -> None:
         "product_embedding_v1",
         "stories_for_product_v1",
         "stories_for_story_v1",
+        "story_embedding_v2",
+        "product_embedding_v2",
+        "stories_for_product_v2",
+        "stories_for_story_v2",
     }
     for registered in (*services, *store.list_feature_views()):
         assert registered.owner == "storyrec"

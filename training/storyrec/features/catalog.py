@@ -110,9 +110,10 @@ class Catalog:
     views: dict[str, CatalogView]
     services: dict[str, CatalogService]
 
-    def keys_of(self, service: CatalogService) -> tuple[str, ...]:
-        """The join keys of a service's views, each once."""
-        return tuple(dict.fromkeys(key for view in service.features for key in self.views[view].keys))
+    def keys_of(self, service: CatalogService) -> dict[str, str]:
+        """The join keys of a service's views, each once, and their types."""
+        views = [self.views[view] for view in service.features]
+        return {field.name: field.type for view in views for field in view.fields if field.name in view.keys}
 
 
 def version_of(name: str) -> int:

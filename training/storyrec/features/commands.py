@@ -33,13 +33,19 @@ def get(
         str | None, typer.Option(help="Only what this service gives; none: all of the entity.", show_default=False)
     ] = None,
     feature: Annotated[str | None, typer.Option(help="Only this feature.", show_default=False)] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model-version", help="What this model says of an item, or the current one.", show_default=False
+        ),
+    ] = None,
     config: ConfigOption = None,
 ) -> None:
     """Show what is online of a user, story or product, with its event time and age."""
     from storyrec.features.lookup import look_up, print_found
 
     now = datetime.now(UTC)
-    found = look_up(load_config(config), entity=entity, key=key, service=service, feature=feature, now=now)
+    found = look_up(load_config(config), entity=entity, key=key, service=service, feature=feature, now=now, model=model)
     print_found(found, now=now, console=Console(highlight=False, markup=False, soft_wrap=True))
 
 
@@ -150,13 +156,29 @@ def neighbours(
 @features_app.command("retire-model")
 def retire_model(
     version: Annotated[str, typer.Argument(metavar="VERSION", help="A model that was published before.")],
+    even_if_read: Annotated[
+        bool, typer.Option("--even-if-read", help="Also where somebody read its items in the last two days.")
+    ] = False,
     config: ConfigOption = None,
 ) -> None:
-    """Remove the index of a model that nobody asks for any more."""
+    """Take the items of a model offline that nobody asks for any more, and remove its index."""
     from storyrec.features.publish import retire_model
 
-    retire_model(load_config(config), version=version)
-    typer.echo(f"the stories of model {version} are indexed no more")
+    retire_model(load_config(config), version=version, even_if_read=even_if_read)
+    typer.echo(f"model {version} is not online any more")
+
+
+@features_app.command("models")
+def models(config: ConfigOption = None) -> None:
+    """Show which models' items are online, and which one answers a reader who names none."""
+    from storyrec.features.store import open_feature_store
+
+    settings = load_config(config)
+    found = open_feature_store(settings.locations.work, profile=settings.profile).online_models()
+    if not found.versions:
+        typer.echo("no model is online; publish-features brings the champion")
+    for version in found.versions:
+        typer.echo(f"{version}{'  current' if version == found.current else ''}")
 
 
 @features_app.command("freshness")

@@ -5,6 +5,7 @@ The population stability index is sum (p - q) ln(p / q) over bins, p the day's s
 
 Below locations.work:
     features/drift/dt=D.json      the report
+    metrics/drift.prom            for the textfile collector of Prometheus' node exporter: the day measured last
 """
 
 import json
@@ -17,6 +18,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
+from prometheus_client import CollectorRegistry, Gauge, generate_latest
 from rich.console import Console
 from rich.table import Table
 
@@ -28,9 +30,10 @@ from storyrec.features.publish import EMBEDDINGS, read_published
 from storyrec.features.sequences import DAY_US, to_int64
 from storyrec.logs.partitions import day_number
 from storyrec.schema import TIMESTAMP
-from storyrec.storage import FolderStorage
+from storyrec.storage import FolderStorage, write_file
 
 DRIFT = "features/drift/dt="
+METRICS = "metrics/drift.prom"
 SHIFTED, DRIFTED = 0.1, 0.25  # the customary limits of the index
 NUM_BINS = 10
 STYLES = {"stable": "green", "shifted": "yellow", "drifted": "red", "not judged": "dim"}
@@ -87,6 +90,7 @@ def measure_drift(config: Config, *, day: date) -> DriftReport:
     ]
     report = DriftReport(day, trailing, tuple(distributions))
     storage.write(f"{DRIFT}{day}.json", json.dumps(asdict(report), indent=2, default=str).encode())
+    write_file(storage.folder / METRICS, _metrics(report))
     return report
 
 
@@ -200,6 +204,22 @@ def _compare(name: str, values: Floats, trailing: Floats, *, edges: Floats, is_j
     else:
         verdict = "drifted" if index >= DRIFTED else "shifted" if index >= SHIFTED else "stable"
     return Distribution(name, len(values), len(trailing), _median(values), _median(trailing), index, verdict)
+
+
+def _metrics(report: DriftReport) -> bytes:
+    registry = CollectorRegistry()
+    names = {
+        "stability_index": "Population stability index of a distribution against the trailing days.",
+        "drifted": "Whether a distribution has drifted, by the day that was measured last.",
+    }
+    index, drifted = (
+        Gauge(f"storyrec_feature_{n}", says, ["distribution"], registry=registry) for n, says in names.items()
+    )
+    for found in report.distributions:
+        drifted.labels(found.name).set(found.verdict == "drifted")
+        if found.stability_index is not None:
+            index.labels(found.name).set(found.stability_index)
+    return generate_latest(registry)
 
 
 def _median(values: Floats) -> float | None:

@@ -4,7 +4,7 @@ Only the ids and moments are read here; whatever else the file holds goes throug
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from storyrec.errors import DataError, SchemaMismatch
 from storyrec.features.asof import MOMENT
 from storyrec.features.events import EVENT_TIME
+from storyrec.features.packed import CURRENT
 from storyrec.schema import TIMESTAMP
 
 INT64_MAX = 2**63 - 1
@@ -28,7 +29,7 @@ class Labels:
     Attributes:
         path: the file.
         schema: of all its columns.
-        moments: the join keys and MOMENT, int64, in the order of the rows.
+        moments: the join keys, int64 or text, and MOMENT, int64, in the order of the rows.
     """
 
     path: Path
@@ -36,12 +37,12 @@ class Labels:
     moments: pa.Table
 
 
-def read_labels(path: Path, *, keys: Sequence[str], features: Sequence[str], now: datetime) -> Labels:
+def read_labels(path: Path, *, keys: Mapping[str, str], features: Sequence[str], now: datetime) -> Labels:
     """Check a file of labels and read its ids and moments.
 
     Args:
-        path: Parquet; the join keys, integers, and `event_timestamp`, aware, among its columns.
-        keys: the join keys of the features.
+        path: Parquet; the join keys and `event_timestamp`, aware, among its columns.
+        keys: the join keys of the features, and their types: Int64 or String.
         features: the columns that will be added.
         now: no label may be later.
 
@@ -64,17 +65,20 @@ def read_labels(path: Path, *, keys: Sequence[str], features: Sequence[str], now
         raise DataError(
             "there are no labels", expected="at least one row", where=str(path), remedy="check how the file is made"
         )
-    columns = {key: _ids(table[key], where=f"{path}, column '{key}'") for key in keys}
+    columns = {
+        key: (_ids if kind == "Int64" else _models)(table[key], where=f"{path}, column '{key}'")
+        for key, kind in keys.items()
+    }
     columns[MOMENT] = _moments(table[EVENT_TIME], now=now, where=f"{path}, column '{EVENT_TIME}'")
     return Labels(path, schema, pa.table(columns))
 
 
-def _require_columns(schema: pa.Schema, *, keys: Sequence[str], features: Sequence[str], where: str) -> None:
+def _require_columns(schema: pa.Schema, *, keys: Mapping[str, str], features: Sequence[str], where: str) -> None:
     missing = [name for name in (*keys, EVENT_TIME) if name not in schema.names]
     if missing:
         raise SchemaMismatch(
             f"the labels have no column {', '.join(missing)}, but {', '.join(schema.names)}",
-            expected=f"{', '.join(keys)} (integer) and {EVENT_TIME} (aware)",
+            expected=f"{', '.join(keys)} and {EVENT_TIME} (aware)",
             where=where,
             remedy="rename the columns, or choose a service with another key: docs/feature-catalog.md",
         )
@@ -86,10 +90,18 @@ def _require_columns(schema: pa.Schema, *, keys: Sequence[str], features: Sequen
             where=where,
             remedy="rename these columns of the labels",
         )
-    for key in keys:
-        if not pa.types.is_integer(schema.field(key).type):
+    for key, expected in keys.items():
+        kind = schema.field(key).type
+        if expected == "String" and not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
             raise SchemaMismatch(
-                f"the ids are of type {schema.field(key).type}",
+                f"the models are of type {kind}",
+                expected="text: the version of the model whose row each label shall have",
+                where=f"{where}, column '{key}'",
+                remedy="write versions, as `storyrec features models` prints them",
+            )
+        if expected == "Int64" and not pa.types.is_integer(kind):
+            raise SchemaMismatch(
+                f"the ids are of type {kind}",
                 expected="integers: a float above 2**53 is another id",
                 where=f"{where}, column '{key}'",
                 remedy=f"drop rows without an id, then, in pandas: labels['{key}'].astype('int64')",
@@ -115,6 +127,19 @@ def _ids(column: pa.ChunkedArray, *, where: str) -> pa.ChunkedArray:
             remedy="use the ids of the logs",
         )
     return column.cast(pa.int64())
+
+
+def _models(column: pa.ChunkedArray, *, where: str) -> pa.ChunkedArray:
+    _require_present(column, what="a model", where=where)
+    row = pc.index(column, CURRENT).as_py()
+    if row >= 0:
+        raise DataError(
+            f"a label asks for the {CURRENT} model, the first one in row {row}",
+            expected="the version of a model: which one was current changes with the moment",
+            where=where,
+            remedy="name a version, as `storyrec features models` prints them, or choose the service's version 1",
+        )
+    return column.cast(pa.string())
 
 
 def _moments(column: pa.ChunkedArray, *, now: datetime, where: str) -> pa.ChunkedArray:

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from storyrec.config import Config
 from storyrec.errors import ConfigError
-from storyrec.features.packed import Value
+from storyrec.features.packed import CURRENT, Value
 
 if TYPE_CHECKING:
     from storyrec.features.store import FeatureStoreClient
@@ -39,7 +39,14 @@ class Found:
 
 
 def look_up(
-    config: Config, *, entity: str, key: str, service: str | None, feature: str | None, now: datetime
+    config: Config,
+    *,
+    entity: str,
+    key: str,
+    service: str | None,
+    feature: str | None,
+    now: datetime,
+    model: str | None = None,
 ) -> list[Found]:
     """The online rows of one entity, a view each.
 
@@ -50,10 +57,13 @@ def look_up(
         service: only the features of this service; None: of every view of the entity.
         feature: only this one.
         now: decides what is stale.
+        model: whose rows, of the views by model, a version or "current"; None: without a service, of the other
+            views; with one, the current one.
 
     Raises:
-        ConfigError: there is no such entity, service or feature, the service is of another entity, or
-            the key is no id.
+        ConfigError: there is no such entity, service or feature, the service is of another entity or not by
+            model, or the key is no id.
+        ModelError: this model is not online.
         PlatformError: the feature store does not answer.
     """
     from storyrec.features.store import open_feature_store
@@ -67,7 +77,11 @@ def look_up(
             where=entity,
             remedy=f"give the {entity}'s id of the logs",
         )
-    features = {view: store.layout(view).names for view in views} if service is None else store.features_of(service)
+    if service is None:
+        asked = [store.layout(view) for view in views if store.layout(view).by_model == (model is not None)]
+        features = {layout.view: layout.names for layout in asked}
+    else:
+        features = store.features_of(service)
     if not set(features) <= set(views):
         raise ConfigError(
             f"the service {service} is not of {entity}",
@@ -75,9 +89,16 @@ def look_up(
             where="--service",
             remedy="name another service, or another entity",
         )
+    if model is not None and not (features and all(store.layout(view).by_model for view in features)):
+        raise ConfigError(
+            f"{service or entity} is not by model",
+            expected="a service of version 2 of story or product",
+            where="--model-version",
+            remedy="name such a service, or leave the model out",
+        )
     if feature is not None:
         features = _only(features, feature)
-    return [_find(store, view, names, int(key), now=now) for view, names in features.items()]
+    return [_find(store, view, names, int(key), now=now, model=model) for view, names in features.items()]
 
 
 def print_found(found: Sequence[Found], *, now: datetime, console: Console) -> None:
@@ -95,10 +116,12 @@ def print_found(found: Sequence[Found], *, now: datetime, console: Console) -> N
             console.print(f"  stale: run materialize-features for the days since {until}")
 
 
-def _find(store: "FeatureStoreClient", view: str, names: Sequence[str], key: int, *, now: datetime) -> Found:
+def _find(
+    store: "FeatureStoreClient", view: str, names: Sequence[str], key: int, *, now: datetime, model: str | None
+) -> Found:
     layout, until = store.layout(view), store.materialized_until(view)
     is_stale = bool(layout.length) and (until is None or now - until > STALE_AFTER)
-    row = layout.unpack(store.online_values(view, [key])[0])
+    row = layout.unpack(store.online_values(view, [key], model=model or CURRENT)[0])
     if row is None:
         return Found(view, None, (), until, is_stale)
     values = tuple((name, layout.value(row, name)) for name in names)

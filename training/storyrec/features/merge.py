@@ -66,6 +66,26 @@ def merge(layout: Layout, stored: bytes | None, arriving: bytes) -> bytes:
     )
 
 
+def settle(layout: Layout, value: bytes, *, until_us: int) -> bytes | None:
+    """A stored sequence without the pushed clicks that the logs do not hold.
+
+    The logs before `until_us` are online. Had they held a click of this user since the value's own
+    complete_us, they would have replaced the value; so what it has between the two was only pushed.
+
+    Args:
+        until_us: until when the view is complete, epoch microseconds.
+
+    Returns:
+        `value` itself where nothing is to settle; None where nothing is left of a user whom no log named.
+    """
+    times = layout.times(value)
+    if times is None or times[1] >= until_us or times[0] <= times[1]:  # the last click is before the event time
+        return value
+    stored = unpack_sequence(layout, value)
+    clicks = [click for click in stored.clicks if not stored.complete_us <= click[0] < until_us]
+    return pack_sequence(layout, Recent(stored.complete_us, clicks)) if clicks or stored.complete_us else None
+
+
 def restate(layout: Layout, stored: bytes | None, stated: bytes) -> bytes:
     """The stored sequence with its clicks before complete_us of `stated` replaced, whoever put them there; packed."""
     before, after = unpack_sequence(layout, stored), unpack_sequence(layout, stated)

@@ -89,7 +89,7 @@ class StoryIndex:
                 remedy="name a published version",
             )
         if not (folder / INDEX).is_file():
-            others = sorted(path.parent.name for path in folder.parent.glob(f"*/{INDEX}"))
+            others = indexed_versions(folder.parent)
             raise ModelError(
                 f"there is no index of model {version}",
                 expected=f"one of {', '.join(others)}" if others else "a model that is published",
@@ -235,6 +235,11 @@ def nearest_to_clicks(
 def index_folder(work: Path, version: str) -> Path:
     """Where the index of a model version lies below the work folder."""
     return work / FOLDER / version
+
+
+def indexed_versions(folder: Path) -> list[str]:
+    """The model versions whose indexes lie in a folder, sorted."""
+    return sorted(path.parent.name for path in folder.glob(f"[!.]*/{INDEX}"))
 
 
 def spread(vectors: Floats) -> Floats:

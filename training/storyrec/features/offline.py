@@ -21,7 +21,7 @@ Int64s = npt.NDArray[np.int64]
 
 
 def newest_rows(
-    path: str, layout: Layout, *, start: datetime, end: datetime
+    path: str, layout: Layout, *, start: datetime, end: datetime, model: str | None = None
 ) -> Iterator[tuple[Int64s, Int64s, pa.RecordBatch]]:
     """Each key's newest row of `start` < event time <= `end`; of equal event times the one known last.
 
@@ -29,6 +29,7 @@ def newest_rows(
         path: of the Parquet files, a glob.
         layout: of the view.
         start, end: aware.
+        model: only the rows of this one, in a view that is by model.
 
     Yields:
         Keys, event times (epoch microseconds) and the features of some rows.
@@ -42,10 +43,10 @@ def newest_rows(
             f"""
             SELECT "{layout.key}" AS id, epoch_us({EVENT_TIME}) AS event_us, {columns}
             FROM read_parquet(?, hive_partitioning = false)
-            WHERE {EVENT_TIME} > ? AND {EVENT_TIME} <= ?
+            WHERE {EVENT_TIME} > ? AND {EVENT_TIME} <= ?{" AND model = ?" if model else ""}
             QUALIFY row_number() OVER (PARTITION BY "{layout.key}" ORDER BY {EVENT_TIME} DESC, {KNOWN_TIME} DESC) = 1
             """,
-            params=[path, start, end],
+            params=[path, start, end, *([model] if model else [])],
         )
         for rows in found.to_arrow_reader(ROWS_AT_A_TIME):
             if layout.length:

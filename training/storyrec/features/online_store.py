@@ -3,7 +3,8 @@
 `feature_store.yaml` names the class. One value a (view, key), see `packed`; what an arriving value
 does to a stored one, see `merge`. Writers may race: a value is replaced only by what was made of it.
 
-Key 0 of each view holds until when the view as a whole is complete, written after the rows.
+Key 0 of each view holds until when the view as a whole is complete, written after the rows. A view that is
+by model has the rows of each model apart, named view:version; which are there, see `online_models`.
 """
 
 import json
@@ -12,36 +13,29 @@ import threading
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 from feast import Entity, FeatureView, RepoConfig
-from feast.errors import FeastError
 from feast.infra.online_stores.online_store import OnlineStore
 from feast.infra.online_stores.redis import RedisOnlineStore
 from feast.protos.feast.types.EntityKey_pb2 import EntityKey
-from feast.protos.feast.types.Value_pb2 import FloatList, Int64List, Value
+from feast.protos.feast.types.Value_pb2 import Value
 from feast.repo_config import FeastConfigBaseModel
-from redis import Redis
+from redis import Redis, ResponseError
 
-from storyrec.errors import DataError
-from storyrec.features.merge import FIRST_US, LAST_US, NOTHING, Recent, merge, merge_sequences, pack_sequence
-from storyrec.features.packed import ARRAYS, TEXT, Layout, Row
+from storyrec.features import online_models
+from storyrec.features.feast_rows import layout_of, pack_row, read_key, to_feast
+from storyrec.features.merge import merge, settle
+from storyrec.features.online_models import OnlineModels, pack_models, unpack_models
+from storyrec.features.packed import CURRENT, Layout, Row
 
 MARK = 0
 KEYS_A_CALL = 500
 
 Merge = Callable[[Layout, bytes | None, bytes], bytes]
 Rows = Sequence[tuple[EntityKey, dict[str, Value], datetime, datetime | None]]
-
-
-class RowsRefused(DataError, FeastError):
-    """Rows that no view can hold; Feast's server answers 422."""
-
-    def http_status_code(self) -> int:
-        return 422
 
 
 class PackedOnlineStore(OnlineStore):
@@ -71,9 +65,58 @@ class PackedOnlineStore(OnlineStore):
         """Another one after a restart, which may have lost what was written last."""
         return ""
 
+    def since_last_read(self, config: RepoConfig, layout: Layout) -> timedelta | None:
+        """How long ago the rows of a model were read or written; None where nobody counts that."""
+        return None
+
+    def read(
+        self, config: RepoConfig, layout: Layout, ids: Sequence[int], *, model: str = CURRENT
+    ) -> list[bytes | None]:
+        """The value of each key as readers see it; None where it is unknown.
+
+        A sequence is without pushed clicks that the logs turned out not to hold.
+
+        Args:
+            model: whose rows, in a view that is by model: a version, or the current one.
+
+        Raises:
+            ModelNotOnline: there are no rows of this model.
+        """
+        if layout.by_model:
+            version = self.models(config).version_of(model)
+            _, *values = self.get(config, layout.of_model(version).view, [MARK, *ids])  # the mark notes the reading
+            if None in values:
+                self.models(config).version_of(version)  # retired meanwhile: its rows go after its name
+            return values
+        if not layout.length:
+            return self.get(config, layout.view, ids)
+        mark, *values = self.get(config, layout.view, [MARK, *ids])
+        _, until_us = layout.times(mark) or (0, 0)
+        return [value and settle(layout, value, until_us=until_us) for value in values]
+
+    def models(self, config: RepoConfig) -> OnlineModels:
+        """The models whose rows are online."""
+        return unpack_models(self.get(config, online_models.LAYOUT.view, [online_models.KEY])[0])
+
+    def publish_models(self, config: RepoConfig, models: OnlineModels, *, published_us: int) -> None:
+        """Say that the rows of models are online, and which one is current unless a later one is; all at once."""
+        value = pack_models(models, published_us=published_us)
+        self.put(config, online_models.LAYOUT, {online_models.KEY: value}, rule=online_models.publish)
+
+    def retire_model(self, config: RepoConfig, layouts: Iterable[Layout], version: str) -> None:
+        """Say that a model is not online any more, then remove its rows from views; not those of the current one."""
+        value = pack_models(OnlineModels("", (version,)), published_us=0)
+        self.put(config, online_models.LAYOUT, {online_models.KEY: value}, rule=online_models.retire)
+        if version not in self.models(config).versions:
+            self.drop(config, [layout.of_model(version).view for layout in layouts])
+
     def complete_until(self, config: RepoConfig, layout: Layout) -> int | None:
         """Until when the logs are in a view, epoch microseconds; None where no window was written to its end."""
-        times = layout.times(self.get(config, layout.view, [MARK])[0])
+        if layout.by_model:
+            layout, key = online_models.LAYOUT, online_models.KEY
+        else:
+            key = MARK
+        times = layout.times(self.get(config, layout.view, [key])[0])
         return times[1] if times else None
 
     def mark_complete(self, config: RepoConfig, layout: Layout, until_us: int) -> None:
@@ -86,15 +129,21 @@ class PackedOnlineStore(OnlineStore):
     ) -> None:
         """Merge rows in, all or, where one is refused, none.
 
+        Rows of a model that is not online are left out: `publish_features` brings them as a whole.
+
         Raises:
             RowsRefused: a value is missing or no value of its view.
         """
         layout = layout_of(table)
-        values: dict[int, bytes] = {}
+        values: dict[str, dict[int, bytes]] = {}
         for key, features, event_time, _ in data:
-            entity, value = _pack(layout, key, features, event_time)
-            values[entity] = merge(layout, values.get(entity), value)
-        self.put(config, layout, values)
+            entity, model = read_key(layout, key)
+            of_model = values.setdefault(model, {})
+            of_model[entity] = merge(layout, of_model.get(entity), pack_row(layout, entity, features, event_time))
+        versions = self.models(config).versions if layout.by_model else ()
+        for model, of_model in values.items():
+            if not layout.by_model or model in versions:
+                self.put(config, layout.of_model(model) if layout.by_model else layout, of_model)
         if progress:
             progress(len(data))
 
@@ -105,16 +154,24 @@ class PackedOnlineStore(OnlineStore):
         entity_keys: Sequence[EntityKey],
         requested_features: Sequence[str] | None = None,
     ) -> list[tuple[datetime | None, dict[str, Value] | None]]:
-        """Event time and features of each key, as Feast's values; None where a key is unknown."""
+        """Event time and features of each key, as Feast's values; None where a key is unknown.
+
+        Raises:
+            ModelNotOnline: a key names a model whose rows are not online.
+        """
         layout = layout_of(table)
-        ids = [key.entity_values[0].int64_val for key in entity_keys]
+        keys = [read_key(layout, key) for key in entity_keys]
+        values: dict[tuple[int, str], bytes | None] = {}
+        for model in dict.fromkeys(model for _, model in keys):
+            ids = [entity for entity, of in keys if of == model]
+            values |= zip([(entity, model) for entity in ids], self.read(config, layout, ids, model=model), strict=True)
         answer: list[tuple[datetime | None, dict[str, Value] | None]] = []
-        for entity, value in zip(ids, self.get(config, layout.view, ids), strict=True):
-            row = layout.unpack(value) if entity > MARK else None
+        for key in keys:
+            row = layout.unpack(values[key]) if key[0] > MARK else None
             if row is None:
                 answer.append((None, None))
             else:
-                features = {name: _to_feast(layout, row, name) for name in requested_features or layout.names}
+                features = {name: to_feast(layout, row, name) for name in requested_features or layout.names}
                 answer.append((datetime.fromtimestamp(row.event_us / 1e6, UTC), features))
         return answer
 
@@ -129,11 +186,11 @@ class PackedOnlineStore(OnlineStore):
     ) -> None:
         """Make room for new views, remove those that are gone."""
         self.drop(config, [view.name for view in tables_to_delete])
-        self.create(config, [layout_of(view).view for view in tables_to_keep])
+        self.create(config, [online_models.LAYOUT.view, *(layout_of(view).view for view in tables_to_keep)])
 
     def teardown(self, config: RepoConfig, tables: Sequence[FeatureView], entities: Sequence[Entity]) -> None:
         """Remove all views."""
-        self.drop(config, [view.name for view in tables])
+        self.drop(config, [online_models.LAYOUT.view, *(view.name for view in tables)])
 
 
 class PackedRedisOnlineStoreConfig(FeastConfigBaseModel):
@@ -195,10 +252,19 @@ class PackedRedisOnlineStore(PackedOnlineStore):
     def create(self, config: RepoConfig, views: Iterable[str]) -> None:
         """Redis needs no room."""
 
+    def since_last_read(self, config: RepoConfig, layout: Layout) -> timedelta | None:
+        try:
+            seconds = self._client(config).object("idletime", f"{config.project}:{layout.view}:{MARK}")
+        except ResponseError:  # it counts how often, not when: maxmemory-policy is one of LFU
+            return None
+        return None if seconds is None else timedelta(seconds=seconds)
+
     def drop(self, config: RepoConfig, views: Iterable[str]) -> None:
-        for view in views:
-            for name in self._client(config).scan_iter(f"{config.project}:{view}:*", count=10_000):
-                self._client(config).unlink(name)
+        with self._client(config).pipeline(transaction=False) as pipe:
+            for view in views:
+                for name in self._client(config).scan_iter(f"{config.project}:{view}:*", count=10_000):
+                    pipe.unlink(name)
+                pipe.execute()
 
     def _client(self, config: RepoConfig) -> Any:  # its types say that every answer may have to be awaited
         if self._redis is None:
@@ -222,12 +288,13 @@ class PackedSqliteOnlineStore(PackedOnlineStore):
         self._threads = threading.local()
 
     def get(self, config: RepoConfig, view: str, ids: Sequence[int]) -> list[bytes | None]:
-        found = dict(
-            self._connection(config).execute(
-                f"SELECT id, value FROM {_table(config, view)} WHERE id IN (SELECT value FROM json_each(?))",
-                [json.dumps([int(key) for key in ids])],
-            )
-        )
+        asked = f"SELECT id, value FROM {_table(config, view)} WHERE id IN (SELECT value FROM json_each(?))"
+        try:
+            found = dict(self._connection(config).execute(asked, [json.dumps([int(key) for key in ids])]))
+        except sqlite3.OperationalError as error:
+            if "no such table" not in str(error):
+                raise
+            found = {}  # of a model that was retired meanwhile
         return [found.get(key) for key in ids]
 
     def put(self, config: RepoConfig, layout: Layout, values: Mapping[int, bytes], *, rule: Merge = merge) -> None:
@@ -253,8 +320,12 @@ class PackedSqliteOnlineStore(PackedOnlineStore):
                     connection.execute(wanted)
 
     def drop(self, config: RepoConfig, views: Iterable[str]) -> None:
-        for view in views:
-            self._connection(config).execute(f"DROP TABLE IF EXISTS {_table(config, view)}")
+        with self._transaction(config) as connection:
+            tables = [name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
+            for view in (f"{config.project}_{view}" for view in views):
+                for name in tables:
+                    if name == view or name.startswith(f"{view}:"):
+                        connection.execute(f'DROP TABLE "{name}"')
 
     def _connection(self, config: RepoConfig) -> sqlite3.Connection:
         """This thread's connection."""
@@ -273,70 +344,9 @@ class PackedSqliteOnlineStore(PackedOnlineStore):
             yield connection
 
 
-def layout_of(view: FeatureView) -> Layout:
-    """How a view's rows are packed.
-
-    Raises:
-        RowsRefused: its key or a feature is of a type that cannot be packed.
-    """
-    fields = tuple((field.name, field.dtype.to_value_type().name) for field in view.features)
-    keys = [column.dtype.to_value_type().name for column in view.entity_columns]
-    if keys != ["INT64"] or not {kind for _, kind in fields} <= {*ARRAYS, TEXT}:
-        raise RowsRefused(
-            f"the view {view.name} has keys of {keys} and features {dict(fields)}",
-            expected=f"one INT64 key, features of {', '.join([*ARRAYS, TEXT])}",
-            where="feature_repo/definitions.py",
-            remedy="declare other types, or teach storyrec.features.packed this one",
-        )
-    return Layout(view.name, view.entity_columns[0].name, fields, int(view.tags.get("length", 0)))
-
-
-def _pack(layout: Layout, key: EntityKey, features: Mapping[str, Value], event_time: datetime) -> tuple[int, bytes]:
-    entity, fields = key.entity_values[0].int64_val, []
-    missing = [name for name, kind in layout.fields if features[name].WhichOneof("val") != f"{kind.lower()}_val"]
-    if missing or entity <= MARK:
-        raise _refused(
-            layout, entity, f"missing: {', '.join(missing)}" if missing else "no id", "every feature, id > 0"
-        )
-    for name, kind in layout.fields:
-        value = getattr(features[name], f"{kind.lower()}_val")
-        fields.append(value.encode() if kind == TEXT else np.asarray(value.val, ARRAYS[kind]).tobytes())
-    if not layout.length:
-        return entity, layout.pack(Row(_microseconds(event_time), 0, tuple(fields)))
-    items, times = (np.frombuffer(field, np.int64).tolist() for field in fields)
-    if not items or len(items) != len(times) or min(items) <= 0 or min(times) < FIRST_US or max(times) >= LAST_US:
-        found = f"items {items}, times {times}"
-        raise _refused(layout, entity, found, "as many items (> 0) as times (epoch microseconds), at least one")
-    pushed = Recent(0, list(zip(times, items, strict=True)))
-    return entity, pack_sequence(layout, merge_sequences(NOTHING, pushed, length=layout.length))
-
-
-def _refused(layout: Layout, entity: int, found: str, expected: str) -> RowsRefused:
-    return RowsRefused(
-        found,
-        expected=expected,
-        where=f"{layout.view}, {layout.key} {entity}",
-        remedy="correct this row and send all again; nothing of them was written",
-    )
-
-
-def _to_feast(layout: Layout, row: Row, name: str) -> Value:
-    value = layout.value(row, name)
-    if isinstance(value, str):
-        return Value(string_val=value)
-    if value.dtype == np.int64:
-        return Value(int64_list_val=Int64List(val=value.tolist()))
-    return Value(float_list_val=FloatList(val=value.tolist()))
-
-
 def _newest(layout: Layout, stored: bytes | None, arriving: bytes) -> bytes:
     times, arriving_times = layout.times(stored), layout.times(arriving)
     return stored if stored and times and arriving_times and times > arriving_times else arriving
-
-
-def _microseconds(time: datetime) -> int:
-    aware = time if time.tzinfo else time.replace(tzinfo=UTC)
-    return round(aware.timestamp() * 1_000_000)
 
 
 def _table(config: RepoConfig, view: str) -> str:

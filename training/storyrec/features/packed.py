@@ -12,7 +12,7 @@ Suffixes: N = rows.
 
 import struct
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -25,6 +25,8 @@ from storyrec.errors import DataError
 FORMAT = 1
 ARRAYS: dict[str, np.dtype[Any]] = {"INT64_LIST": np.dtype("<i8"), "FLOAT_LIST": np.dtype("<f4")}
 TEXT = "STRING"
+CURRENT = "current"
+"""What a reader asks for who pins no model."""
 
 Int64s = npt.NDArray[np.int64]
 Value = npt.NDArray[np.generic] | str
@@ -53,17 +55,23 @@ class Layout:
         key: the column that names an entity, int64 > 0.
         fields: name and type (Feast's) of each feature.
         length: the most clicks of a sequence, whose fields are items and times; 0: the view is none.
+        by_model: whether a second key names the model whose row it is.
     """
 
     view: str
     key: str
     fields: tuple[tuple[str, str], ...]
     length: int
+    by_model: bool = False
 
     @property
     def names(self) -> tuple[str, ...]:
         """The features."""
         return tuple(name for name, _ in self.fields)
+
+    def of_model(self, version: str) -> "Layout":
+        """The rows of one model, which stand by themselves."""
+        return replace(self, view=f"{self.view}:{version}", by_model=False)
 
     @cached_property
     def schema(self) -> int:

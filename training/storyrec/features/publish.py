@@ -5,7 +5,8 @@ whose champion is published already writes a marker and nothing else.
 
 Below locations.work:
     features/{story_embedding,product_embedding,stories_for_product,stories_for_story}/dt=D/part-0.parquet
-    features/neighbours/<version>/    the index of the stories, one a champion: neighbours.py
+    features/{the same}_by_model/dt=D/part-0.parquet    the same rows, for readers of more models than one
+    features/neighbours/<version>/    the index of the stories, one a model that is not retired: neighbours.py
     features/published/dt=D.json      the marker, written last, when everything is online
 """
 
@@ -16,6 +17,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from datetime import date, datetime, timedelta
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +26,7 @@ import pyarrow as pa
 from storyrec.config import Config
 from storyrec.errors import ModelError
 from storyrec.features.events import EVENT_TIME, KNOWN_TIME
-from storyrec.features.neighbours import StoryIndex, build_index, index_folder, spread
+from storyrec.features.neighbours import StoryIndex, build_index, index_folder, indexed_versions, spread
 from storyrec.features.partitions import midnight, work_folder, write_rows
 from storyrec.manifest import MANIFEST, Manifest
 from storyrec.match import nearest_stories
@@ -33,9 +35,15 @@ from storyrec.registry import BUNDLES, read_champion
 from storyrec.schema import TIMESTAMP
 from storyrec.storage import FolderStorage, Storage, open_storage
 
+if TYPE_CHECKING:
+    from storyrec.features.store import FeatureStoreClient
+
 EMBEDDINGS = ("story_embedding", "product_embedding")
 MATCHES = ("stories_for_product", "stories_for_story")
-VIEWS = (*EMBEDDINGS, *MATCHES)
+NEWEST = (*EMBEDDINGS, *MATCHES)
+BY_MODEL = tuple(f"{view}_by_model" for view in NEWEST)
+VIEWS = (*NEWEST, *BY_MODEL)
+UNREAD = timedelta(days=2)  # a reader that comes once a day is not missed
 ARRAYS = (
     "story_ids",
     "story_vectors",
@@ -81,7 +89,8 @@ def publish_features(config: Config, *, day: date) -> FeaturesPublished:
 
     A champion is published once; the same champion gives the same rows. Going back to an earlier
     champion publishes that one again. What is online never grows older: where a later day has
-    published already, this run's rows take that day's place in time.
+    published already, this run's rows take that day's place in time. The models before stay online
+    beside the champion until they are retired.
 
     Args:
         config: settings; locations, profile and match.num_stories.
@@ -101,12 +110,13 @@ def publish_features(config: Config, *, day: date) -> FeaturesPublished:
     newest = newest_published(storage)
     folder = index_folder(storage.folder, version)
     wanted = (version, num_stories, set(VIEWS))
-    if newest and (newest.version, newest.num_stories, set(newest.num_rows)) == wanted and folder.is_dir():
+    is_marked = newest and (newest.version, newest.num_stories, set(newest.num_rows)) == wanted and folder.is_dir()
+    if newest and is_marked and _store(config).online_models().current == version:
         same = replace(newest, day=day, changed=False)
         return _finish(storage, same) if day > newest.day else same
 
     partition = max(day, newest.day) if newest else day
-    with track("publish_features", total=2 + 2 * len(VIEWS)) as tracker:
+    with track("publish_features", total=3 + len(VIEWS) + len(NEWEST)) as tracker:
         items = _read_items(registry, version)
         try:
             index = StoryIndex.load(folder, version=version)  # of a killed run, or from before a rollback
@@ -118,26 +128,31 @@ def publish_features(config: Config, *, day: date) -> FeaturesPublished:
         for view, rows in tables.items():
             write_rows(storage, view, partition, rows)
             tracker.advance(note=view)
-
-        from storyrec.features.store import open_feature_store
-
-        store = open_feature_store(config.locations.work, profile=config.profile)
-        for view, rows in tables.items():
+        store = _store(config)
+        for view in NEWEST:
             store.materialize(view, start=midnight(partition), end=known_at(partition))
-            tracker.advance(note=f"{len(rows)} rows of {view} online")
+            tracker.advance(note=f"{len(tables[view])} rows of {view} online")
+        others = [other for other in indexed_versions(folder.parent) if other != version]
+        models = store.publish_models(version, others=others, end=known_at(partition))
+        tracker.advance(note=f"models online: {', '.join(models.versions)}")
     num_rows = {view: rows.num_rows for view, rows in tables.items()}
     return _finish(storage, FeaturesPublished(partition, version, partition, num_stories, num_rows, recall, True))
 
 
-def retire_model(config: Config, *, version: str) -> None:
-    """Remove the index of a model version; its rows in the store are those of items that no later model knew.
+def retire_model(config: Config, *, version: str, even_if_read: bool = False) -> None:
+    """Take the items of a model offline and remove its index; those who ask for it are told.
+
+    Its partitions stay, for training sets; in the views by item alone, so do its rows of items that no
+    later model knew. Killed midway, it is repeated.
 
     Args:
-        config: settings; locations.
+        config: settings; locations, profile.
         version: published before, and neither published now nor the champion.
+        even_if_read: also where somebody has read its items within UNREAD; SQLite does not know.
 
     Raises:
-        ModelError: it is in use, or there is no index of it.
+        ModelError: it is in use, or there is no index of it; nothing is changed.
+        PlatformError: the feature store does not answer.
     """
     storage = FolderStorage(work_folder(config.locations.work))
     registry = open_storage(config.locations.registry, s3_endpoint=config.locations.s3_endpoint)
@@ -151,6 +166,7 @@ def retire_model(config: Config, *, version: str) -> None:
         )
     folder = index_folder(storage.folder, version)
     StoryIndex.load(folder, version=version)
+    _store(config).retire_model(version, unread=timedelta(0) if even_if_read else UNREAD)
     retired = folder.rename(folder.with_name(f".{version}.retired"))  # at once, for those who ask meanwhile
     shutil.rmtree(retired)
 
@@ -182,7 +198,7 @@ def item_tables(
     def matches(name: str, ids: Array, rows_K: Int64s, distances_K: Floats) -> pa.Table:
         return table(name, ids, {"story_ids": _lists(story_ids[rows_K], np.int64), "distances": _lists(distances_K)})
 
-    tables = {
+    newest = {
         "story_embedding": table("story_id", story_ids, {"embedding": _lists(items["story_vectors"][1:])}),
         "product_embedding": table("product_id", product_ids, {"embedding": _lists(items["product_vectors"][1:])}),
         "stories_for_product": matches("product_id", product_ids, *nearest(products_MD, top_k)),
@@ -192,7 +208,8 @@ def item_tables(
         view: 1.0 if is_exact else index.recall(spread(queries), depths=[top_k])[top_k]
         for view, queries in zip(MATCHES, (products_MD, stories_ND), strict=True)
     }
-    return tables, recall
+    by_model = {f"{view}_by_model": rows.append_column("model", rows["model_version"]) for view, rows in newest.items()}
+    return {**newest, **by_model}, recall
 
 
 def read_published(storage: Storage) -> list[FeaturesPublished]:
@@ -214,6 +231,12 @@ def newest_published(storage: Storage) -> FeaturesPublished | None:
 def known_at(day: date) -> datetime:
     """When a day's champion is known: the end of the day."""
     return midnight(day + timedelta(days=1))
+
+
+def _store(config: Config) -> "FeatureStoreClient":
+    from storyrec.features.store import open_feature_store
+
+    return open_feature_store(config.locations.work, profile=config.profile)
 
 
 def _read_items(registry: Storage, version: str) -> dict[str, Array]:

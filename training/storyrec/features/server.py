@@ -6,7 +6,6 @@ In the cluster profile it asks for a token (OpenID Connect) and lets its roles d
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 from storyrec.config import Config
 from storyrec.errors import ConfigError, PlatformError
@@ -17,6 +16,15 @@ from storyrec.serving.server import listen
 
 DISCOVERY = "STORYREC_OIDC_DISCOVERY"
 """Environment variable: where the provider of tokens describes itself."""
+
+START = (
+    "from storyrec.features.repository import light_import\n"
+    "with light_import():\n"
+    "    from feast.cli.cli import cli\n"
+    "    import feast.feature_server\n"
+    "cli()"
+)
+"""Feast's own command line, started in half the time."""
 
 
 def serve_features(config: Config) -> None:
@@ -42,8 +50,7 @@ def serve_features(config: Config) -> None:
     work = work_folder(config.locations.work)
     local = work / "feast/feature_store.yaml"
     file = local if config.profile == "local" else settings_file(repo, profile=config.profile)
-    feast = Path(sys.executable).with_name("feast")
-    command = [str(feast), "-c", str(repo), "-f", str(file), "serve", "--no-access-log"]
+    command = [sys.executable, "-c", START, "-c", str(repo), "-f", str(file), "serve", "--no-access-log"]
     options = {"--host": settings.host, "--port": settings.port, "--workers": settings.num_workers}
     command += [str(part) for option in options.items() for part in option]
     environment = {**os.environ, "STORYREC_FEATURES": str(work / "features"), "FEAST_USAGE": "False"}

@@ -9,7 +9,7 @@ here that give arrays read the bytes.
 import contextlib
 import io
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -20,11 +20,11 @@ import numpy.typing as npt
 import pandas as pd
 import yaml
 
-from storyrec.errors import ConfigError, DataError, PlatformError, StoryrecError
+from storyrec.errors import ConfigError, DataError, ModelError, PlatformError, StoryrecError
 from storyrec.features.events import EVENT_TIME, VIEWS, latest_sequences, sequence_table
 from storyrec.features.merge import restate
 from storyrec.features.offline import newest_rows
-from storyrec.features.packed import Layout
+from storyrec.features.packed import CURRENT, Layout
 from storyrec.features.partitions import work_folder
 from storyrec.features.repository import feature_repo, light_import, load_definitions, read_settings, settings_file
 from storyrec.features.sequences import ClickLog
@@ -35,7 +35,10 @@ with light_import():
     from feast import FeatureService, FeatureStore, FeatureView, FileSource
     from feast.repo_config import RepoConfig
 
-    from storyrec.features.online_store import PackedOnlineStore, layout_of
+    from storyrec.features import online_models
+    from storyrec.features.feast_rows import layout_of
+    from storyrec.features.online_models import OnlineModels
+    from storyrec.features.online_store import PackedOnlineStore
 
 THE_BEGINNING = datetime(1970, 1, 1, tzinfo=UTC)
 ONE_MICROSECOND = timedelta(microseconds=1)
@@ -72,12 +75,12 @@ class Embeddings:
 
     Attributes:
         values_ND: [N, D] float32; zeros where the item is unknown, D = 0 where every item is.
-        versions: the model that made each row; empty where the item is unknown. Compare within one only.
+        version: the model that made them.
         known_N: [N] bool.
     """
 
     values_ND: npt.NDArray[np.float32]
-    versions: list[str]
+    version: str
     known_N: npt.NDArray[np.bool_]
 
 
@@ -158,13 +161,83 @@ class FeatureStoreClient:
                 )
         return window
 
-    def offline_values(self, view: str, *, start: datetime, end: datetime) -> Iterator[dict[int, bytes]]:
+    def offline_values(
+        self, view: str, *, start: datetime, end: datetime, model: str | None = None
+    ) -> Iterator[dict[int, bytes]]:
         """Each key's newest row of `start` < event time <= `end`, packed as `materialize` writes it, in parts."""
         layout, complete_us = self._layouts[view], _microseconds(end)
         source = cast(FileSource, self._views[view].batch_source)
-        for ids_N, event_us_N, rows in newest_rows(source.path, layout, start=start, end=end):
+        for ids_N, event_us_N, rows in newest_rows(source.path, layout, start=start, end=end, model=model):
             packed = layout.pack_rows(rows, event_us_N=event_us_N, complete_us=complete_us)
             yield dict(zip(ids_N.tolist(), packed, strict=True))
+
+    def online_models(self) -> OnlineModels:
+        """The models whose items are online, and which one answers a reader who names none."""
+        with _feast("read the online store"):
+            return self._online.models(self._config)
+
+    def publish_models(self, current: str, *, others: Iterable[str], end: datetime) -> OnlineModels:
+        """Bring the items of models online, each model's in all views, then make one the current one, at once.
+
+        Args:
+            current: the version whose rows are written, whether online already or not.
+            others: versions that stay online beside it; written where they are not, left out where no partition
+                has rows of them.
+            end: of the day whose partitions are the last to count, and since when `current` is current; where
+                a later one is, that stays.
+
+        Raises:
+            PlatformError: the online store does not answer.
+        """
+        layouts = [layout for layout in self._layouts.values() if layout.by_model]
+        with one_writer(self._lock), _feast(f"publish model {current}"):
+            incarnation = self._online.incarnation(self._config)
+            online = self._online.models(self._config).versions
+            written = [version for version in others if version not in online and self._write(version, layouts, end)]
+            self._write(current, layouts, end)
+            if incarnation != self._online.incarnation(self._config):
+                raise _restarted(f"model {current}")
+            models = OnlineModels(current, (*written, current))
+            self._online.publish_models(self._config, models, published_us=_microseconds(end))
+            return self._online.models(self._config)
+
+    def retire_model(self, version: str, *, unread: timedelta) -> None:
+        """Take the items of a model offline; nothing happens where they are not online.
+
+        Args:
+            version: not the current one.
+            unread: for how long nobody must have read or written them, where the online store knows.
+
+        Raises:
+            ModelError: it is the current one, or was read since; nothing is changed.
+            PlatformError: the online store does not answer.
+        """
+        layouts = [layout for layout in self._layouts.values() if layout.by_model]
+        with one_writer(self._lock), _feast(f"retire model {version}"):
+            models = self._online.models(self._config)
+            ages = [self._online.since_last_read(self._config, layout.of_model(version)) for layout in layouts]
+            last_read = min((age for age in ages if age is not None), default=None)
+            if version == models.current or (last_read is not None and last_read < unread):
+                raise ModelError(
+                    f"model {version} is in use: "
+                    + ("it is current online" if version == models.current else f"it was read {last_read} ago"),
+                    expected=f"a model that is not current and that nobody has read for {unread}",
+                    where="the online store",
+                    remedy="publish another model first, and wait until its readers ask for another one",
+                )
+            self._online.retire_model(self._config, layouts, version)
+
+    def _write(self, version: str, layouts: Sequence[Layout], end: datetime) -> int:
+        """Write a model's rows of views, readers of the model do not see them before it is said to be online."""
+        num_rows = 0
+        for layout in layouts:
+            part = layout.of_model(version)
+            self._online.create(self._config, [online_models.LAYOUT.view, part.view])
+            for values in self.offline_values(layout.view, start=THE_BEGINNING, end=end, model=version):
+                self._online.put(self._config, part, values)
+                num_rows += len(values)
+            self._online.mark_complete(self._config, part, _microseconds(end))  # what notes that somebody reads
+        return num_rows
 
     def push(self, log: ClickLog, *, domain: Domain) -> int:
         """Merge clicks into the online sequences at once, before the logs bring them.
@@ -194,14 +267,14 @@ class FeatureStoreClient:
         return self._layouts[view]
 
     def views_of(self, entity: str) -> list[str]:
-        """The views whose key is an entity.
+        """The views whose key is an entity, alone or with a model.
 
         Raises:
             ConfigError: there is no such entity.
         """
-        found = [name for name, view in self._views.items() if view.entities == [entity]]
+        found = [name for name, view in self._views.items() if view.entities[0] == entity]
         if not found:
-            known = sorted({name for view in self._views.values() for name in view.entities})
+            known = sorted({view.entities[0] for view in self._views.values()})
             raise ConfigError(
                 f"there is no entity '{entity}'",
                 expected=", ".join(known),
@@ -226,10 +299,17 @@ class FeatureStoreClient:
         projections = self._services[service].feature_view_projections
         return {one.name: tuple(field.name for field in one.features) for one in projections}
 
-    def online_values(self, view: str, ids: Sequence[int]) -> list[bytes | None]:
-        """The packed value of each key; None where it is unknown."""
+    def online_values(self, view: str, ids: Sequence[int], *, model: str = CURRENT) -> list[bytes | None]:
+        """The packed value of each key; None where it is unknown.
+
+        Args:
+            model: whose rows, in a view that is by model.
+
+        Raises:
+            ModelError: this model is not online.
+        """
         with _feast("read online features"):
-            values = self._online.get(self._config, view, ids)
+            values = self._online.read(self._config, self._layouts[view], ids, model=model)
         return [value if key > 0 else None for key, value in zip(ids, values, strict=True)]
 
     def online_ids(self, view: str) -> Iterator[int]:
@@ -267,12 +347,17 @@ class FeatureStoreClient:
             )
         return found
 
-    def online(self, keys: Sequence[int], *, join_key: str, service: str) -> dict[str, list[Any]]:
-        """The newest values of a service, one entry a key; None where a key is unknown."""
+    def online(self, keys: Sequence[int], *, join_key: str, service: str, **others: str) -> dict[str, list[Any]]:
+        """The newest values of a service, one entry a key; None where a key is unknown.
+
+        Args:
+            keys: of `join_key`.
+            others: the value of each other key, such as model.
+        """
         with _feast("read online features"):
             answer = self._store.get_online_features(
                 features=self._store.get_feature_service(service, allow_cache=True),
-                entity_rows=[{join_key: int(key)} for key in keys],
+                entity_rows=[{join_key: int(key), **others} for key in keys],
             )
             return answer.to_dict()
 
@@ -285,29 +370,24 @@ class FeatureStoreClient:
                 columns.append([np.frombuffer(row.fields[number] if row else b"", np.int64) for row in rows])
         return [UserSequences(*row) for row in zip(*columns, strict=True)]
 
-    def embeddings(self, ids: Sequence[int], *, domain: Domain) -> Embeddings:
-        """The published embedding of every item.
+    def embeddings(self, ids: Sequence[int], *, domain: Domain, model: str = CURRENT) -> Embeddings:
+        """The published embedding of every item, all by one model.
+
+        Args:
+            model: a version that is online; without it the current one, which the answer names.
 
         Raises:
-            DataError: the items' embeddings are of different widths: different models made them.
+            ModelError: nothing is online, or not this version.
         """
-        view = f"{domain.name.lower()}_embedding"
-        layout = self._layouts[view]
-        rows = [layout.unpack(value) for value in self.online_values(view, ids)]
+        view = f"{domain.name.lower()}_embedding_by_model"
+        version = self.online_models().version_of(model)
+        rows = [self._layouts[view].unpack(value) for value in self.online_values(view, ids, model=version)]
         known_N = np.array([row is not None for row in rows], bool)
-        sizes = {len(row.fields[0]) // 4 for row in rows if row}
-        if len(sizes) > 1:
-            raise DataError(
-                f"embeddings of {' and '.join(map(str, sorted(sizes)))} numbers",
-                expected="one width",
-                where=view,
-                remedy="ask for items of one model_version, or publish the champion again",
-            )
-        width = max(sizes, default=0)
-        values_ND = np.zeros((len(rows), width), np.float32)
-        content = b"".join(row.fields[0] for row in rows if row)
-        values_ND[known_N] = np.frombuffer(content, np.float32).reshape(int(known_N.sum()), width)
-        return Embeddings(values_ND, [row.fields[1].decode() if row else "" for row in rows], known_N)
+        vectors = [np.frombuffer(row.fields[0], np.float32) for row in rows if row]
+        values_ND = np.zeros((len(rows), len(vectors[0]) if vectors else 0), np.float32)
+        if vectors:
+            values_ND[known_N] = vectors
+        return Embeddings(values_ND, version, known_N)
 
 
 def open_feature_store(work: str, *, profile: Literal["local", "cluster"]) -> FeatureStoreClient:

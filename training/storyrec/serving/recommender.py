@@ -270,7 +270,6 @@ class Recommender:
         inputs = ranker_inputs(served.bundle, history, candidate_ids=candidate_ids_B, stories=served.stories)
         is_known_B = served.stories.known.rows(candidate_ids_B) > 0
         is_appended_B = ~is_known_B & (served.stories.appended.rows(candidate_ids_B) > 0)
-        scores_B = served.bundle.rank_candidates(**inputs)
         return Answer(
             request_id=read.request_id,
             user_id=asked.user_id,
