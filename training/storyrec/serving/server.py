@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from storyrec.serving.split import Split
     from storyrec.serving.store import Sequences
 
+WORKER_SECONDS = 60
+"""A worker that is silent for so long is replaced; on a busy machine its start alone takes many seconds."""
+
 log = logging.getLogger(__name__)
 
 
@@ -69,6 +72,7 @@ def serve_with(config: Config, *, sequences: "Callable[[], Sequences | None]") -
                 partial(worker_app, config, port=port, sequences=sequences),  # type: ignore[arg-type]
                 factory=True,
                 workers=settings.workers,
+                timeout_worker_healthcheck=WORKER_SECONDS,
                 log_level="warning",
             )
             Multiprocess(worker, sockets=[listener]).run()
