@@ -2,6 +2,7 @@
 
 import re
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,8 @@ def repo(tmp_path: Path, redis: str, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("STORYREC_OIDC_DISCOVERY", "http://127.0.0.1:1/.well-known/openid-configuration")
     monkeypatch.setenv("STORYREC_FEATURES", str(tmp_path / "features"))
     monkeypatch.chdir(tmp_path)  # Feast changes it, pytest changes it back
+    for name in [name for name in sys.modules if name.split(".")[-1] == "definitions"]:
+        monkeypatch.delitem(sys.modules, name)  # another copy, which Feast would take
     shutil.copytree(REPO, tmp_path / "feature_repo", ignore=shutil.ignore_patterns("__pycache__"))
     return tmp_path / "feature_repo"
 

@@ -29,6 +29,7 @@ from storyrec.serving import server
 from storyrec.serving.ranking import NO_CLICKS, Clicks, rank
 from storyrec.serving.served import ServedBundle
 from storyrec.serving.server import serve
+from storyrec.serving.split import Split
 from storyrec.storage import FolderStorage, open_storage
 from trained import World
 
@@ -273,7 +274,7 @@ def test_whatever_goes_wrong_the_watcher_looks_again(
         return real()
 
     monkeypatch.setattr(champion, "refresh", first_broken)
-    with server.watching(champion, poll_seconds=0.01):
+    with server.watching(Split(champion), poll_seconds=0.01):
         deadline = time.monotonic() + 20
         while champion.bundle is None or champion.bundle.version != second:
             assert time.monotonic() < deadline
