@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from storyrec.cli import app
+from storyrec.cli import app, main
 
 STEPS = {
     "validate-logs",
@@ -26,8 +26,11 @@ STEPS = {
 }
 
 
+ENVIRONMENT = {"AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "y", "COLUMNS": "200"}
+
+
 def storyrec(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "y", "COLUMNS": "200"}
+    environment = os.environ | ENVIRONMENT
     environment.pop("STORYREC_CONFIG", None)
     command = [sys.executable, "-m", "storyrec.cli", *arguments]
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
@@ -71,16 +74,38 @@ def test_help_lists_every_step(tmp_path: Path) -> None:
     ],
 )
 def test_bad_input_ends_in_one_message_and_exit_code_2(
-    tmp_path: Path, arguments: tuple[str, ...], settings: str, said: str
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    arguments: tuple[str, ...],
+    settings: str,
+    said: str,
 ) -> None:
     (tmp_path / "settings.toml").write_text(settings)
-    answer = storyrec(*arguments, "--config", "settings.toml", folder=tmp_path)
-    assert answer.returncode == 2, answer.stderr
-    assert answer.stderr.startswith("storyrec: ")
-    assert said in answer.stderr
-    assert "what to do: " in answer.stderr
-    assert "Traceback" not in answer.stderr
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["storyrec", *arguments, "--config", "settings.toml"])
+    for name, value in ENVIRONMENT.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("STORYREC_CONFIG", raising=False)
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    assert_one_message(capfd.readouterr().err, said=said)
     assert not (tmp_path / "out").exists()
+
+
+def test_so_it_does_in_a_process_of_its_own(tmp_path: Path) -> None:
+    answer = storyrec("pretrain-dual", "--dataset", "nowhere", "--out", "out", folder=tmp_path)
+    assert answer.returncode == 2
+    assert_one_message(answer.stderr, said="no dataset")
+
+
+def assert_one_message(stderr: str, *, said: str) -> None:
+    assert stderr.startswith("storyrec: ")
+    assert stderr.count("storyrec: ") == 1
+    assert said in stderr
+    assert "what to do: " in stderr
+    assert "Traceback" not in stderr
 
 
 def test_settings_can_be_printed_and_read_back(tmp_path: Path) -> None:

@@ -296,6 +296,7 @@ print(validate(large, date.fromisoformat(day)) - before)
 """
 
 
+@pytest.mark.slow
 def test_more_covers_take_little_more_memory(tmp_path: Path) -> None:
     num_files, rows_a_file = {"small": 6, "large": 18}, 8_192
     for name, num in num_files.items():

@@ -22,7 +22,7 @@ RootOption = Annotated[Path, typer.Option("--out", help="Folder of the experimen
 SeedsOption = Annotated[int, typer.Option("--seeds", min=1, help="Runs of every method.")]
 SeedOption = Annotated[int, typer.Option("--seed", min=0, help="Whose runs.")]
 JobsOption = Annotated[int, typer.Option("--jobs", min=1, help="Processes at a time.")]
-SmallOption = Annotated[bool, typer.Option("--small", help="Two seeds and short trainings: some ten minutes.")]
+SmallOption = Annotated[bool, typer.Option("--small", help="One seed and short trainings: some ten minutes.")]
 TunedOption = Annotated[
     Path | None,
     typer.Option("--tuned", help="tuned.toml of a search on this data; none: the package's.", show_default=False),
@@ -33,7 +33,7 @@ MethodsOption = Annotated[
 
 NUM_CORES = os.cpu_count() or 1
 DEFAULT_ROOT = Path("var/experiments")
-SMALL_SEEDS = 2
+SMALL_SEEDS = 1
 SMALL: dict[str, dict[str, int]] = {"aden": {"max_epochs": 2}, "dual": {"max_steps": 300}}
 
 
