@@ -109,6 +109,8 @@ def draw_dataset(scale: float, *, generator: np.random.Generator) -> Dataset:
         train=instances,
         validation=instances.take(np.arange(0)),
         holdout=instances.take(np.arange(0)),
+        left_out={},
+        made_of="",
         digest="",
     )
 

@@ -76,9 +76,9 @@ def use_one_thread() -> None:
     torch.set_flush_denormal(True)
 
 
-def make_optimizer(model: nn.Module, *, learning_rate: float) -> torch.optim.AdamW:
+def make_optimizer(model: nn.Module, *, learning_rate: float, weight_decay: float = WEIGHT_DECAY) -> torch.optim.AdamW:
     """The training loop's optimiser."""
-    return torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=WEIGHT_DECAY, fused=True)
+    return torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=weight_decay, fused=True)
 
 
 def take_steps(
