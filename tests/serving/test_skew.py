@@ -57,6 +57,8 @@ def answer(user: int, moment: datetime, clicks: dict[str, list[tuple[int, int]]]
         route="rank",
         answered_us=microseconds(moment),
         model_version="0" * 16,
+        role="champion",
+        latency_ms=1.0,
         looked=Looked(stories, products, origin),
         history=History(none, none, none, none, now_us=microseconds(moment)),
         candidate_ids_B=none,
