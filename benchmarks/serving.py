@@ -8,7 +8,7 @@ Zipf's law with full sequences, 5 % of the candidates are unknown, their number 
 and once more 500 in each request. Clicks come from memory, not from a store. Generator and server have a core each.
 
 The rival takes what KServe's servers take, the item vectors of candidates and clicks as JSON tensors, over FastAPI with
-the same graph (KServe itself is not installed here); its clients' work of finding vectors and writing JSON is not
+the same graph (KServe itself is not run); its clients' work of finding vectors and writing JSON is not
 counted. The floor is ONNX Runtime alone, in one process, on requests of the same sizes.
 """
 

@@ -1,5 +1,6 @@
 """KServe's manifest follows the pointer."""
 
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 
@@ -39,6 +40,11 @@ def test_a_canary_beside_it_with_its_share_of_the_requests() -> None:
         assert predictor["volumes"] == pod["template"]["spec"]["volumes"]
         assert not {key for key in predictor if "scal" in key.lower() or key == "maxReplicas"}  # KServe refuses these
     assert (predictors["champion"]["minReplicas"], predictors["canary"]["minReplicas"]) == (pod["replicas"], 1)
+
+
+def test_a_shadow_is_nothing_that_kserve_has() -> None:
+    with pytest.raises(ConfigError, match=r"has 0\.0% of the users"):
+        inference_service(Pointer(FIRST, replace(SECOND, share=0.0)), deployment=DEPLOYMENT)
 
 
 @pytest.mark.parametrize("content", ["", "kind: Service", "a: [", "- 1"])

@@ -14,9 +14,9 @@ from typer.testing import CliRunner
 
 from storyrec.cli import app
 from storyrec.config import Config, Locations, Rollout, Serving, save_config
-from storyrec.errors import ConfigError, ModelError
+from storyrec.errors import ConfigError, Conflict, ModelError
 from storyrec.manifest import seal_folder
-from storyrec.promote import set_canary
+from storyrec.promote import set_canary, withdraw_canary
 from storyrec.registry import push_bundle, read_champion, switch_champion
 from storyrec.rollout.checks import Limits
 from storyrec.rollout.traffic import read_arms
@@ -53,20 +53,22 @@ class Place:
         assert pointer.canary is not None
         return datetime.fromisoformat(pointer.canary.since)
 
-    def log(self, version: str, num: int, *, at: datetime, num_errors: int = 0, latency_ms: float = 5.0) -> None:
+    def log(self, version: str, num: int, *, at: datetime, num_errors: int = 0, **columns: Any) -> None:
         """Have a server log answers."""
         generator = np.random.default_rng(num)
         rows: list[dict[str, Any]] = [
             {
                 "request_id": str(number),
+                "user_id": number,
                 "answered_at": at,
                 "model_version": version,
-                "latency_ms": latency_ms,
+                "latency_ms": 5.0,
                 "scores": generator.random(20),
+                **columns,
             }
             for number in range(num - num_errors)
         ]
-        rows += [{"answered_at": at, "model_version": version, "error": "ValueError()"}] * num_errors
+        rows += [{"user_id": 1, "answered_at": at, "model_version": version, "error": "ValueError()"}] * num_errors
         buffer = io.BytesIO()
         pq.write_table(pa.Table.from_pylist(rows, SCHEMA), buffer)
         self.number += 1
@@ -118,6 +120,7 @@ def test_without_enough_answers_it_waits_for_them(place: Place) -> None:
     place.log(place.second, 49, at=since)
     place.log(place.second, 1_000, at=since - timedelta(seconds=1))  # with the share of before
     place.log("0" * 16, 1_000, at=since)
+    place.log(place.second, 1_000, at=since, user_id=None)
     step = place.advance(late)
     assert (step.action, step.next_share) == ("wait", 0.05)
     assert "49 answers" in step.why
@@ -147,6 +150,29 @@ def test_without_an_answer_log_a_canary_cannot_be_judged(place: Place) -> None:
     with pytest.raises(ConfigError, match="answers are not logged"):
         advance(place.registry, None, **arguments)
     assert place.state == (place.first, place.second, 0.0)
+
+
+def test_a_step_that_was_overtaken_changes_nothing(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    since = place.start(0.25)
+    for version in (place.first, place.second):
+        place.log(version, 60, at=since)
+
+    def overtaken(*arguments: Any, **more: Any) -> Any:
+        withdraw_canary(place.registry, place.second, why="a server saw it fail")
+        return read_arms(*arguments, **more)
+
+    monkeypatch.setattr("storyrec.rollout.walk.read_arms", overtaken)
+    with pytest.raises(Conflict):
+        place.advance(since + timedelta(hours=2))
+    assert place.state == (place.first, None, 0.0)
+
+
+def test_a_canary_older_than_the_champion_is_withdrawn(place: Place, tmp_path: Path) -> None:
+    place.start(0.05)
+    third = push(place.registry, tmp_path / "third", day=date(2026, 3, 10))
+    switch_champion(place.registry, version=third, day=date(2026, 3, 10), expected_version=place.first)
+    assert place.advance(datetime.now(UTC)).action == "withdraw"
+    assert place.state == (third, None, 0.0)
 
 
 def test_nobody_has_answered_yet(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -210,8 +212,9 @@ def test_a_canary_that_failed_stays_away_when_the_registry_cannot_be_told(
     two: Two, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     two.try_out(0.25)
+    assert two.split.traffic is not None
     for _ in range(3):
-        two.split.traffic.note_failure()
+        two.split.traffic.note_failure(two.second)
 
     def refuse(*arguments: object, **more: object) -> None:
         raise StorageError("the bucket is read-only", where="registry", remedy="ask who owns it")
@@ -224,6 +227,80 @@ def test_a_canary_that_failed_stays_away_when_the_registry_cannot_be_told(
     pointer = read_champion(two.split.champion.registry)
     assert pointer is not None
     assert pointer.canary is not None
+    monkeypatch.undo()
+    two.split.judge()
+    pointer = read_champion(two.split.champion.registry)
+    assert pointer is not None
+    assert (pointer.canary, [gone.version for gone in pointer.withdrawn]) == (None, [two.second])
+
+
+def test_a_canary_that_failed_is_tried_again_when_somebody_says_so(two: Two, monkeypatch: pytest.MonkeyPatch) -> None:
+    times = iter(f"2026-03-10T04:00:0{second}+00:00" for second in range(9))
+    monkeypatch.setattr("storyrec.promote.now", lambda: next(times))
+    two.try_out(0.25)
+    assert two.split.traffic is not None
+    for _ in range(3):
+        two.split.traffic.note_failure(two.second)
+    two.split.judge()
+    two.split.refresh()
+    assert two.split.tried is None
+    two.try_out(0.25)
+    assert two.split.tried is not None
+    two.split.judge()
+    assert two.split.tried is not None
+
+
+def test_what_another_canary_failed_in_does_not_count(two: Two) -> None:
+    two.try_out(0.25)
+    assert two.split.traffic is not None
+    for _ in range(30):
+        two.split.traffic.note_failure("0" * 16)
+        two.split.traffic.note("0" * 16, latency_ms=1.0, scores_B=np.zeros(3, np.float32))
+    assert [arm.num_requests for arm in two.split.traffic.arms()] == [0, 0]
+
+
+def test_the_canary_is_judged_while_the_registry_is_down(two: Two, monkeypatch: pytest.MonkeyPatch) -> None:
+    two.try_out(0.25)
+    assert two.split.traffic is not None
+    for _ in range(3):
+        two.split.traffic.note_failure(two.second)
+    registry = two.split.champion.registry
+
+    def down(*arguments: object, **more: object) -> None:
+        raise StorageError("no route to the bucket", where="registry", remedy="wait")
+
+    monkeypatch.setattr(registry, "read_versioned", down)
+    stop = threading.Event()
+    watcher = threading.Thread(target=two.split.watch, args=(stop,), kwargs={"poll_seconds": 0.01})
+    watcher.start()
+    deadline = time.monotonic() + 20
+    while two.split.tried is not None:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    monkeypatch.undo()
+    while (pointer := read_champion(registry)) is None or pointer.canary is not None:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    stop.set()
+    watcher.join()
+
+
+def test_scores_that_are_no_numbers_are_a_failure(two: Two, monkeypatch: pytest.MonkeyPatch) -> None:
+    two.try_out(0.25)
+    assert two.split.tried is not None
+    broken, good = two.split.tried.served.bundle, Bundle.rank_candidates
+
+    def nan(self: Bundle, **inputs: np.ndarray) -> np.ndarray:
+        return good(self, **inputs) * (np.nan if self is broken else 1)
+
+    monkeypatch.setattr(Bundle, "rank_candidates", nan)
+    recommender = recommender_of(two.split)
+    hers = next(user_id for user_id in USERS if is_in_canary(user_id, canary=two.second, share=0.25))
+    version, _, scores_B = ask(recommender, hers)
+    assert version == two.first
+    assert np.isfinite(scores_B).all()
+    with pytest.raises(ArithmeticError):  # who asks for a version gets no other
+        recommender.rank(Asked(route="rank", user_id=hers, version=two.second), candidate_ids=[1_000])
 
 
 def test_a_tampered_canary_is_not_tried(two: Two) -> None:
@@ -231,4 +308,9 @@ def test_a_tampered_canary_is_not_tried(two: Two) -> None:
     two.split.champion.registry.write(f"bundles/{two.second}/ranker.onnx", b"tampered")
     two.split.refresh()
     assert two.split.tried is None
+    two.split.judge()
+    pointer = read_champion(two.split.champion.registry)
+    assert pointer is not None
+    assert pointer.canary is None
+    assert "cannot be loaded" in pointer.changes[-1].why
     assert {two.split.choose(None, user_id=user_id).served.bundle.version for user_id in USERS} == {two.first}

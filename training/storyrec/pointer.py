@@ -132,7 +132,8 @@ def _champion(entry: Mapping[str, Any]) -> Champion:
 
 
 def _canary(entry: Mapping[str, Any]) -> Canary:
-    return Canary(**asdict(_champion(entry)), share=float(entry["share"]), since=entry["since"])
+    share, since = float(entry.get("share", 0)), entry.get("since", entry["deployed_at"])  # once it had neither
+    return Canary(**asdict(_champion(entry)), share=share, since=since)
 
 
 def _champion_json(champion: Champion) -> dict[str, Any]:

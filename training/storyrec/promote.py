@@ -9,14 +9,20 @@ from storyrec.registry_care import is_blessed, verify_bundle
 from storyrec.storage import Storage
 
 
-def promote(storage: Storage, version: str, *, why: str) -> Pointer:
+def promote(storage: Storage, version: str, *, why: str, seen: Pointer | None = None) -> Pointer:
     """Make a blessed bundle the champion; one that was rolled back too, since a person says so.
+
+    Args:
+        storage: the registry.
+        version: of the bundle.
+        why: for people.
+        seen: the pointer that this was decided by; None: whatever it says now.
 
     Raises:
         ModelError: it is not in the registry whole, is not blessed, or is the champion.
         Conflict: somebody switched the pointer meanwhile.
     """
-    pointer, tag = read_pointer(storage)
+    pointer, tag = _read_as_seen(storage, seen)
     if pointer is not None and pointer.champion.version == version:
         raise ModelError(f"{version} is the champion", where=_where(storage), remedy="nothing is to be done")
     champion, blessing = _verified(storage, version)
@@ -27,7 +33,15 @@ def promote(storage: Storage, version: str, *, why: str) -> Pointer:
     return switched
 
 
-def set_canary(storage: Storage, version: str, *, share: float, why: str, beside: str | None = None) -> Pointer:
+def set_canary(
+    storage: Storage,
+    version: str,
+    *,
+    share: float,
+    why: str,
+    beside: str | None = None,
+    seen: Pointer | None = None,
+) -> Pointer:
     """Make a blessed bundle the canary, or give the canary another share of the users.
 
     Args:
@@ -36,12 +50,13 @@ def set_canary(storage: Storage, version: str, *, share: float, why: str, beside
         share: as in `Canary`.
         why: for people.
         beside: the champion that it was judged against; None: whichever is deployed.
+        seen: as for `promote`.
 
     Raises:
         ModelError: nothing is deployed yet; or the bundle is not there whole, is not blessed, or is the champion.
         Conflict: another champion is deployed, or somebody switched the pointer meanwhile.
     """
-    pointer, tag = read_pointer(storage)
+    pointer, tag = _read_as_seen(storage, seen)
     if pointer is not None and beside is not None and pointer.champion.version != beside:
         raise Conflict(
             f"the champion is {pointer.champion.version}",
@@ -88,6 +103,18 @@ def withdraw_canary(storage: Storage, version: str, *, why: str) -> Pointer:
     switched = replace(pointer, canary=None, withdrawn=withdrawn, changes=(*pointer.changes, change))
     storage.write_if(POINTER, switched.to_json(), version=tag)
     return switched
+
+
+def _read_as_seen(storage: Storage, seen: Pointer | None) -> tuple[Pointer | None, str | None]:
+    pointer, tag = read_pointer(storage)
+    if seen is not None and pointer != seen:
+        raise Conflict(
+            "the pointer says something else than this was decided by",
+            expected=f"champion {seen.champion.version}, canary {seen.canary.version if seen.canary else 'none'}",
+            where=_where(storage),
+            remedy="decide again by what it says now: `storyrec registry show`",
+        )
+    return pointer, tag
 
 
 def _verified(storage: Storage, version: str) -> tuple[Champion, str | None]:

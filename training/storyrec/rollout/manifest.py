@@ -24,13 +24,20 @@ def inference_service(pointer: Pointer, *, deployment: Path) -> str:
         deployment: manifests whose Deployment says how a server runs: deploy/serving.yaml.
 
     Raises:
-        ConfigError: there is no Deployment in them.
+        ConfigError: there is no Deployment in them, or the canary has less than a percent of the users.
     """
     found = _deployment(deployment)
     spec: dict[str, Any] = {"predictor": _predictor(found, follow="champion", replicas=found["replicas"])}
     versions = {"storyrec/champion": pointer.champion.version}
     if pointer.canary is not None:
         share = pointer.canary.share
+        if round(100 * share) == 0:
+            raise ConfigError(
+                f"the canary {pointer.canary.version} has {share:.1%} of the users, and KServe has no shadows",
+                expected="a percent at least",
+                where="rollout.shares",
+                remedy="start with a share, such as [0.05, 0.25]",
+            )
         replicas = max(1, round(share * found["replicas"]))
         predictor = _predictor(found, follow="canary", replicas=replicas)
         spec["canary"] = [{"trafficPercent": round(100 * share), "predictor": predictor}]

@@ -73,6 +73,10 @@ def advance(
             where="serving.answers",
             remedy="set it for the servers and for this command",
         )
+    if canary.day < pointer.champion.day:
+        why = f"the champion {pointer.champion.version} is of {pointer.champion.day}, a later day than {canary.day}"
+        withdraw_canary(registry, canary.version, why=why)
+        return Step("withdraw", canary.version, canary.share, 0.0, why, ())
     since = datetime.fromisoformat(canary.since)
     arms = read_arms(answers, since=since, versions=(pointer.champion.version, canary.version))
     champion_arm, canary_arm = (arms[version] for version in (pointer.champion.version, canary.version))
@@ -93,7 +97,7 @@ def advance(
     why = "; ".join(rule.reason for rule in rules)
     wider = next((share for share in shares if share > canary.share), None)
     if wider is None:
-        promote(registry, canary.version, why=f"after {canary.share:.0%} of the users: {why}")
+        promote(registry, canary.version, why=f"after {canary.share:.0%} of the users: {why}", seen=pointer)
         return Step("promote", canary.version, canary.share, 1.0, why, rules)
-    set_canary(registry, canary.version, share=wider, why=why)
+    set_canary(registry, canary.version, share=wider, why=why, seen=pointer)
     return Step("widen", canary.version, canary.share, wider, why, rules)

@@ -28,8 +28,10 @@ SEQUENCE_AGE = Histogram(
     buckets=(60.0, HOURS, 6 * HOURS, 24 * HOURS, 30 * HOURS, 48 * HOURS, 7 * 24 * HOURS, 30 * 24 * HOURS),
 )
 BUNDLE_LOADS = Counter("storyrec_bundle_loads", "Bundles that serve now, or were refused.", ["outcome"])
-CANARY_SHARE = Gauge("storyrec_canary_share", "Share of the users whom the canary answers.", multiprocess_mode="max")
-CANARY_FAILURES = Counter("storyrec_canary_failures", "Requests that the canary could not answer.", ["role"])
+CANARY_SHARE = Gauge(
+    "storyrec_canary_share", "Share of the users whom the canary answers.", multiprocess_mode="mostrecent"
+)
+FAILURES = Counter("storyrec_failures", "Requests that a model could not answer.", ["role"])
 CANARY_WITHDRAWN = Counter("storyrec_canary_withdrawn", "Canaries that failed in this server's traffic.")
 SHADOWS_DROPPED = Counter(
     "storyrec_shadows_dropped", "Requests that the shadow did not score, because too many waited."

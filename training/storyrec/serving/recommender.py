@@ -12,6 +12,7 @@ from typing import TypeAlias, TypeVar
 
 import numpy as np
 
+from storyrec.errors import ModelError
 from storyrec.features.neighbours import nearest_to_clicks
 from storyrec.schema import Domain
 from storyrec.serving import metrics
@@ -221,13 +222,15 @@ class Recommender:
     def _by_user(self, asked: Asked, answer: Answering[T]) -> tuple[Answer, T]:
         """Let the user's bundle answer, or the champion where the canary fails; and the shadow, unseen."""
         chosen, read = self.models.choose(asked.version, user_id=asked.user_id), self._read(asked)
-        if chosen.role == "canary":
-            try:
-                return self._timed(answer, chosen, read)
-            except Exception as error:  # whatever it is: the user is answered
+        try:
+            answered = self._timed(answer, chosen, read)
+        except Exception as error:  # whatever it is: the user is answered, if another model can
+            if not isinstance(error, ModelError):  # a bundle of before, which cannot explain
                 self._note_failure(chosen, asked, read, error)
-                chosen = Chosen(self.models.champion.answering(None), "champion")
-        answered = self._timed(answer, chosen, read)
+            if chosen.role == "champion" or asked.version is not None:
+                raise
+            chosen = Chosen(self.models.champion.answering(None), "champion")
+            answered = self._timed(answer, chosen, read)
         if (unseen := self.models.shadow()) is not None:
             self._shadows.score(lambda: self._score_unseen(Chosen(unseen, "shadow"), asked, read, answer))
         return answered
@@ -270,6 +273,9 @@ class Recommender:
         inputs = ranker_inputs(served.bundle, history, candidate_ids=candidate_ids_B, stories=served.stories)
         is_known_B = served.stories.known.rows(candidate_ids_B) > 0
         is_appended_B = ~is_known_B & (served.stories.appended.rows(candidate_ids_B) > 0)
+        scores_B = served.bundle.rank_candidates(**inputs)
+        if not np.isfinite(scores_B).all():
+            raise ArithmeticError(f"{served.bundle.version} gave scores that are no probabilities")
         return Answer(
             request_id=read.request_id,
             user_id=asked.user_id,
@@ -281,7 +287,7 @@ class Recommender:
             looked=read.looked,
             history=history,
             candidate_ids_B=candidate_ids_B,
-            scores_B=served.bundle.rank_candidates(**inputs),
+            scores_B=scores_B,
             unknown_B=~(is_known_B | is_appended_B),
             appended_B=is_appended_B,
             retrieval=retrieval,
@@ -292,9 +298,9 @@ class Recommender:
         """Log an answer and count it."""
         if self._answers is not None:
             self._answers.put(answer)
-        self.models.traffic.note(
-            is_canary=answer.role != "champion", latency_ms=answer.latency_ms, scores_B=answer.scores_B
-        )
+        traffic = self.models.traffic
+        if traffic is not None and answer.user_id is not None:
+            traffic.note(answer.model_version, latency_ms=answer.latency_ms, scores_B=answer.scores_B)
         if answer.role == "shadow":
             return
         metrics.CANDIDATES.observe(len(answer.candidate_ids_B))
@@ -307,9 +313,10 @@ class Recommender:
 
     def _note_failure(self, chosen: Chosen, asked: Asked, read: Read, error: Exception) -> None:
         version = chosen.served.bundle.version
-        log.error("the %s %s failed: %r", chosen.role, version, error)
-        metrics.CANARY_FAILURES.labels(chosen.role).inc()
-        self.models.traffic.note_failure()
+        log.error("the %s %s failed", chosen.role, version, exc_info=error)
+        metrics.FAILURES.labels(chosen.role).inc()
+        if self.models.traffic is not None:
+            self.models.traffic.note_failure(version)
         if self._answers is not None:
             self._answers.put(
                 Failure(
@@ -344,7 +351,9 @@ def _nearest(served: Served, clicks_CM: Floats, *, number: int) -> tuple[Int64s,
     appended = served.stories.appended
     if len(appended.ids_N) > 1:
         # of one vector the distance itself, as in the index
-        differences_NC = np.linalg.norm(appended.match_NM[1:, None] - clicks_CM[None], axis=2)
+        young_NM = np.asarray(appended.match_NM[1:])
+        squares_NC = (young_NM**2).sum(axis=1)[:, None] + (clicks_CM**2).sum(axis=1) - 2 * young_NM @ clicks_CM.T
+        differences_NC = np.sqrt(np.maximum(squares_NC, 0))
         young_N = np.log(len(clicks_CM)) - np.logaddexp.reduce(-differences_NC, axis=1)
         ids_K, distances_K = np.concatenate([ids_K, appended.ids_N[1:]]), np.concatenate([distances_K, young_N])
     best_K = np.argsort(distances_K, kind="stable")[:number]

@@ -5,6 +5,7 @@ wider share keeps those of the narrower one. With a share of 0 the canary is a s
 answered, and nobody sees it.
 """
 
+import contextlib
 import logging
 import threading
 from dataclasses import dataclass
@@ -12,7 +13,8 @@ from hashlib import md5
 from typing import Literal
 
 from storyrec.bundle import Bundle
-from storyrec.errors import StoryrecError
+from storyrec.errors import ModelError, StoryrecError
+from storyrec.pointer import Canary
 from storyrec.promote import withdraw_canary
 from storyrec.rollout.checks import Limits, judge_canary
 from storyrec.rollout.traffic import Traffic
@@ -47,6 +49,21 @@ class Tried:
     share: float
 
 
+@dataclass
+class _Failed:
+    """A canary that this server does not ask any more, whatever the pointer says.
+
+    Attributes:
+        canary: as the pointer named it; made the canary again, it is another.
+        why: for people.
+        is_told: whether the registry knows.
+    """
+
+    canary: Canary
+    why: str
+    is_told: bool = False
+
+
 class Split:
     """The bundles that serve, kept at what the pointer names.
 
@@ -61,8 +78,8 @@ class Split:
     ) -> None:
         self.champion, self._canary, self._limits = champion, canary, limits
         self.tried: Tried | None = None
-        self.traffic = Traffic()
-        self._given_up = ""  # the canary that failed here, whatever the pointer says
+        self.traffic: Traffic | None = None  # beside the canary that is tried
+        self._failed: _Failed | None = None
 
     @property
     def bundle(self) -> Bundle | None:
@@ -108,65 +125,82 @@ class Split:
             StoryrecError: the registry or a new bundle cannot be used; what serves goes on.
         """
         try:
-            return self.champion.refresh()
+            is_other = self.champion.refresh()
         finally:
             self._refresh_canary()
+            CANARY_SHARE.set(self.tried.share if self.tried else 0)
+        if is_other:
+            log.warning("serving champion %s", self.bundle.version if self.bundle else "")
+        return is_other
 
     def watch(self, stop: threading.Event, *, poll_seconds: float) -> None:
-        """Refresh, and judge the canary, until told to stop; errors are logged once."""
+        """Refresh, look for new stories, and judge the canary, until told to stop; errors are logged once."""
         said = ""
         while not stop.wait(poll_seconds):
-            try:
-                if self.refresh():
-                    log.warning("serving champion %s", self.bundle.version if self.bundle else "")
-                else:
-                    self.champion.append_stories()
-                self.judge()
-                said = ""
-            except Exception as error:  # a watcher that ends would leave this champion serving for ever
-                if said != (said := str(error)):
-                    log.error("what serves stays: %s", error)
+            errors = []
+            for look in (self.refresh, self.champion.append_stories, self.judge):
+                try:
+                    look()
+                except Exception as error:  # a watcher that ends would leave this champion serving for ever
+                    errors.append(str(error))
+            if errors and said != "; ".join(errors):
+                log.error("what serves stays: %s", "; ".join(errors))
+            said = "; ".join(errors)
 
     def judge(self) -> None:
         """Stop asking a canary that failed in this server's traffic, and withdraw it for all servers.
 
         Raises:
-            StoryrecError: the registry cannot be written; here the canary is not asked any more.
+            StoryrecError: the registry cannot be told; the next call tells it.
         """
-        tried = self.tried
-        if tried is None or self._limits is None:
-            return
-        rules = judge_canary(*self.traffic.arms(), limits=self._limits)
-        failed = [rule.reason for rule in rules if not rule.passed]
-        if not failed:
-            return
-        version, why = tried.served.bundle.version, "; ".join(failed)
+        tried, pointer = self.tried, self.champion.pointer
+        if tried is not None and self.traffic is not None and self._limits is not None:
+            rules = judge_canary(*self.traffic.arms(), limits=self._limits)
+            failed = [rule.reason for rule in rules if not rule.passed]
+            canary = pointer.canary if pointer else None
+            if failed and canary is not None and canary.version == tried.served.bundle.version:
+                self._give_up(canary, "; ".join(failed))
+        if self._failed is not None and not self._failed.is_told:
+            with contextlib.suppress(ModelError):  # somebody took it away meanwhile
+                withdraw_canary(self.champion.registry, self._failed.canary.version, why=self._failed.why)
+            self._failed.is_told = True
+
+    def _give_up(self, canary: Canary, why: str) -> None:
         self.tried = None
-        self._given_up = version
+        self._failed = _Failed(canary, why)
         CANARY_WITHDRAWN.inc()
-        log.error("the canary %s is withdrawn: %s", version, why)
-        withdraw_canary(self.champion.registry, version, why=why)
+        log.error("the canary %s is withdrawn: %s", canary.version, why)
 
     def _refresh_canary(self) -> None:
-        pointer = self.champion.pointer
-        wanted = pointer.canary if pointer is not None and self._canary is not None else None
-        if wanted is None or self._canary is None or wanted.version == self._given_up:
+        slot, pointer = self._canary, self.champion.pointer
+        wanted = pointer.canary if pointer is not None else None
+        if slot is None or wanted is None or self.champion.bundle is None:
+            self.tried = self.traffic = None
+            if slot is not None:
+                slot.served = None  # a bundle takes its memory
+            return
+        if self._failed is not None and _same_try(self._failed.canary, wanted):
             self.tried = None
-        else:
-            try:
-                self._canary.take(wanted.version)
-            except StoryrecError as error:
-                log.error("the canary %s is not tried: %s", wanted.version, error)
-                self.tried = None
-            else:
-                served = self._canary.served
-                before = self.tried
-                if before is None or before.served is not served or before.share != wanted.share:
-                    self.traffic = Traffic()
-                    assert served is not None
-                    self.tried = Tried(served, wanted.share)
-                self._canary.append_stories()
-        CANARY_SHARE.set(self.tried.share if self.tried else 0)
+            return
+        try:
+            slot.take(wanted.version)
+        except ModelError as error:
+            self._give_up(wanted, f"it cannot be loaded: {error.found}")
+            return
+        except StoryrecError:
+            self.tried = None
+            raise
+        slot.append_stories()
+        assert slot.served is not None
+        before, champion = self.tried, self.champion.bundle.version
+        is_same_share = before is not None and before.share == wanted.share
+        if self.traffic is None or not is_same_share or not self.traffic.is_of(champion, wanted.version):
+            self.traffic = Traffic(champion=champion, canary=wanted.version)
+        self.tried = Tried(slot.served, wanted.share)
+
+
+def _same_try(before: Canary, now: Canary) -> bool:
+    return (before.version, before.deployed_at) == (now.version, now.deployed_at)
 
 
 def is_in_canary(user_id: int, *, canary: str, share: float) -> bool:
