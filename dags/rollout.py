@@ -11,9 +11,9 @@ TRIAGE = """
 Every ten minutes, one step: wait, give the canary the next share of the users, make it the champion, or withdraw it.
 What it decided and why is in the task's log, and in the registry's pointer (`storyrec registry show`).
 
-**advance failed.** Read the task's log. Either the canary was withdrawn, for errors, latency or the spread of its scores:
-the champion serves everybody again, nothing is to be done at night; a rerun of its day does not try it again, `storyrec
-rollout start` does, when somebody says why. Or the registry or the answer log could not be used, as the message says;
+**advance failed.** Read the task's log. Either the canary was withdrawn, for errors, latency or the spread of its
+scores: the champion serves everybody again, nothing is to be done at night; a rerun of its day does not try it again,
+`storyrec rollout start` does, when somebody says why. Or the registry or the answer log could not be used, as the message says;
 the canary keeps its share, and every server still withdraws it by itself if it fails.
 """
 

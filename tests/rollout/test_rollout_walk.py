@@ -25,6 +25,7 @@ from storyrec.serving.answer_log import SCHEMA
 from storyrec.storage import FolderStorage, write_file
 
 LIMITS = Limits(min_requests=50, max_error_rate=0.02, max_latency_ratio=1.5, max_drift=0.25)
+DEPLOYMENT = Path(__file__).parents[2] / "deploy" / "serving.yaml"
 SHARES = (0.0, 0.05, 0.25)
 
 
@@ -199,7 +200,10 @@ def test_the_commands(place: Place, tmp_path: Path) -> None:
     assert said("start", place.second, "--why", "a try").startswith(f"champion {place.first}, canary {place.second}")
     assert place.state == (place.first, place.second, 0.0)
     assert json.loads(said("advance"))["action"] == "wait"
-    assert place.second in said("manifest")
+    with pytest.raises(ConfigError, match="KServe has no shadows"):
+        said("manifest", "--deployment", str(DEPLOYMENT))
+    assert "5% of the users" in said("start", place.second, "--share", "0.05", "--why", "good")
+    assert place.second in said("manifest", "--deployment", str(DEPLOYMENT))
     assert said("stop", place.second, "--why", "enough").endswith(f"withdrawn {place.second}\n")
     since = place.start(0.05)
     for version, num_errors in ((place.first, 0), (place.second, 30)):
