@@ -13,8 +13,8 @@ What it decided and why is in the task's log, and in the registry's pointer (`st
 
 **advance failed.** Read the task's log. Either the canary was withdrawn, for errors, latency or the spread of its
 scores: the champion serves everybody again, nothing is to be done at night; a rerun of its day does not try it again,
-`storyrec rollout start` does, when somebody says why. Or the registry or the answer log could not be used, as the message says;
-the canary keeps its share, and every server still withdraws it by itself if it fails.
+`storyrec rollout start` does, when somebody says why. Or the registry or the answer log could not be used, as the
+message says; the canary keeps its share, and every server still withdraws it by itself if it fails.
 """
 
 with one_run_at_a_time(

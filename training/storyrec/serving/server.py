@@ -3,7 +3,6 @@
 import logging
 import os
 import socket
-import sys
 import tempfile
 import threading
 import time
@@ -26,8 +25,6 @@ if TYPE_CHECKING:
 
 WORKER_SECONDS = 60
 """A worker that is silent for so long is replaced; on a busy machine its start alone takes many seconds."""
-
-SWITCH_SECONDS = 0.0005  # else the thread that answers waits up to 5 ms for the one that scores, and the reverse
 
 log = logging.getLogger(__name__)
 
@@ -142,7 +139,6 @@ def make_app(config: Config, *, models: "Split", sequences: "Callable[[], Sequen
     from storyrec.serving.store import SequenceStore
 
     faiss.omp_set_num_threads(1)  # scale by processes: threads fight for cores
-    sys.setswitchinterval(SWITCH_SECONDS)
     settings = config.serving
     store = SequenceStore(sequences(), deadline_seconds=settings.store_seconds)
     answers = AnswerLog(Path(settings.answers), flush_seconds=settings.answers_seconds) if settings.answers else None
