@@ -4,7 +4,7 @@ import hashlib
 import json
 import shutil
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date, timedelta
 from pathlib import Path
 from threading import Barrier
@@ -15,12 +15,13 @@ import pytest
 from evaluated import Evaluated
 from s3_server import S3Server
 from storyrec.bundle import Bundle
-from storyrec.config import Config, Locations
+from storyrec.config import Config, Locations, Rollout
 from storyrec.deploy import Outcome, deploy_model, keep_champion, query_pushed
 from storyrec.errors import ModelError, StorageError
 from storyrec.evaluate import evaluate_model
 from storyrec.gate.bless import bless_model
 from storyrec.manifest import seal_folder
+from storyrec.promote import promote, withdraw_canary
 from storyrec.registry import fetch_bundle, push_bundle, read_champion, rollback, switch_champion
 from storyrec.storage import FolderStorage, Storage, open_storage
 from trained import World
@@ -154,6 +155,38 @@ def test_what_evaluate_model_writes_can_be_judged_and_deployed(
     for rule in against:
         assert rule["passed"]
         assert rule["figures"]["estimate"] == rule["figures"]["lower"] == 0
+
+
+def test_by_canary_a_successor_serves_beside_the_champion_until_it_is_promoted_or_withdrawn(
+    place: Place, packed: Path, tmp_path: Path
+) -> None:
+    rollout = Rollout(by_canary=True, shares=(0.05, 0.25))
+    place = replace(place, config=place.config.model_copy(update={"rollout": rollout}))
+    first = make_run(place, packed, tmp_path / "1", day=DAYS[0], champion=None)
+    assert first.deploy(place).status == "deployed"  # there is nothing to serve beside
+    second = make_run(place, packed, tmp_path / "2", day=DAYS[1], champion=first.version)
+    for _ in range(2):
+        outcome = second.deploy(place)
+        assert (outcome.status, outcome.deployed, outcome.champion) == ("in rollout", False, first.version)
+        assert "5% of the users" in outcome.reasons[0]
+    pointer = read_champion(place.registry)
+    assert pointer is not None
+    assert pointer.canary is not None
+    assert (pointer.champion.version, pointer.canary.version, pointer.canary.share) == (
+        first.version,
+        second.version,
+        0.05,
+    )
+    assert [change.action for change in pointer.changes] == ["deploy", "canary"]
+
+    earlier = make_run(place, packed, tmp_path / "0", day=DAYS[0], champion=None)
+    assert earlier.deploy(place).status == "already deployed"
+    withdraw_canary(place.registry, second.version, why="slow")
+    assert second.deploy(place).reasons == ("it served before and was rolled back or withdrawn",)
+    third = make_run(place, packed, tmp_path / "3", day=DAYS[2], champion=first.version)
+    assert third.deploy(place).status == "in rollout"
+    promote(place.registry, third.version, why="good")
+    assert third.deploy(place).status == "already deployed"
 
 
 def test_a_worse_challenger_leaves_the_pointer_and_pushes_nothing(place: Place, packed: Path, tmp_path: Path) -> None:

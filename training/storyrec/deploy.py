@@ -192,7 +192,7 @@ def _settled(pointer: Pointer | None, manifest: Manifest, *, judged_against: str
                 manifest.day, "already deployed", True, manifest.version, previous, current.version, (reason,)
             )
     if any(withdrawn.version == manifest.version for withdrawn in pointer.withdrawn):
-        return _not_deployed(pointer, manifest, ("it served before and was withdrawn",))
+        return _not_deployed(pointer, manifest, ("it served before and was rolled back or withdrawn",))
     if pointer.canary is not None and pointer.canary.version == manifest.version:
         return _in_rollout(pointer, manifest)
     for role, deployed in (("champion", current), ("canary", pointer.canary)):
