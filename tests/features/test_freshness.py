@@ -11,6 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from storyrec.errors import ConfigError, DataError
 from storyrec.features.build import build_features, materialize_features
 from storyrec.features.freshness import METRICS, Freshness, measure_freshness, require_kept
+from storyrec.features.online_models import LAYOUT
 from storyrec.features.publish import VIEWS as ITEM_VIEWS
 from storyrec.features.publish import publish_features
 from storyrec.features.repository import FEATURE_REPO
@@ -69,6 +70,21 @@ def test_a_kept_champion_is_fresh_as_of_the_day_it_was_kept(world: World) -> Non
     found = by_view(world, at(5))
     assert found["story_embedding"].complete_until == at(4)
     assert found["story_embedding"].is_kept
+
+
+def test_a_store_that_was_emptied_has_no_items_though_the_champion_was_published(world: World) -> None:
+    deploy(world, day=day_of(2), seed=1)
+    run_day(world, 2)
+    publish_features(world.config, day=day_of(2))
+    assert all(view.is_kept for view in by_view(world, at(3)).values())
+    client = open_feature_store(world.config.locations.work, profile="local")
+    client._online.drop(client._config, [*client._layouts, LAYOUT.view])
+    found = by_view(world, at(3))
+    assert {view.complete_until for view in found.values()} == {None}
+    until = "storyrec_feature_complete_until_timestamp_seconds"
+    assert not [view for name, view in metrics(world) if name == until]
+    publish_features(world.config, day=day_of(2))
+    assert {view for view, was in by_view(world, at(3)).items() if was.is_kept} == set(ITEM_VIEWS)
 
 
 def test_nothing_online_breaks_every_promise(world: World) -> None:

@@ -1,9 +1,12 @@
 """Two models online side by side: one is pinned, the current one answers who pins none, one is retired."""
 
+import fcntl
 import json
+import shutil
 import threading
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -19,7 +22,7 @@ from storyrec.errors import ConfigError, DataError, ModelError, PlatformError, S
 from storyrec.features.catalog import read_catalog
 from storyrec.features.join import join_labels
 from storyrec.features.lookup import look_up
-from storyrec.features.neighbours import index_folder
+from storyrec.features.neighbours import INDEX, index_folder
 from storyrec.features.online_models import LAYOUT, OnlineModels, pack_models, publish, retire, unpack_models
 from storyrec.features.publish import publish_features, retire_model
 from storyrec.features.repository import feature_repo
@@ -114,16 +117,70 @@ def test_a_rollback_makes_the_earlier_model_current_and_both_stay(world: World) 
 
 def test_a_model_that_is_read_is_not_retired(world: World, redis: str) -> None:
     config = world.config.model_copy(update={"profile": "cluster"})
-    first, _ = publish_two(world, config)
+    first, second = publish_two(world, config)
     client = opened(config)
     client.online([100], join_key="story_id", service="story_embedding_v2", model=first)
     with pytest.raises(ModelError, match=r"it was read 0:00:\d\d ago(.|\n)*nobody has read for 2 days"):
         retire_model(config, version=first)
     require_rows(client, world, model=first, version=first, seed=1)
     assert index_folder(world.folder / "work", first).is_dir()
-    client.retire_model(first, unread=timedelta(0))
-    assert first not in client.online_models().versions
+    lock = world.folder / "work/feast/lock"
+    seen = []
+
+    def killed() -> None:
+        with lock.open("w") as other, pytest.raises(BlockingIOError):
+            fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)  # nobody publishes before the index is gone
+        seen.append(client.online_models().versions)
+        raise RuntimeError("killed")
+
+    with pytest.raises(PlatformError, match="killed"):
+        client.retire_model(first, unread=timedelta(0), remove_index=killed)
+    assert seen == [client.online_models().versions] == [(second,)]
     retire_model(config, version=first)  # goes on where it was killed
+    assert not index_folder(world.folder / "work", first).exists()
+
+
+def test_a_publication_does_not_bring_a_model_back_that_was_retired_meanwhile(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = world.config
+    first, second = publish_two(world, config)
+    third = deploy(world, day=day_of(2), seed=3)
+    publish_models = FeatureStoreClient.publish_models
+
+    def after_it_waited(self: FeatureStoreClient, *arguments: Any, **others: Any) -> OnlineModels:
+        retire_model(config, version=first)
+        return publish_models(self, *arguments, **others)
+
+    monkeypatch.setattr(FeatureStoreClient, "publish_models", after_it_waited)
+    publish_features(config, day=day_of(2))
+    assert opened(config).online_models() == (third, (second, third))
+
+
+def test_a_model_without_its_index_is_retired(world: World) -> None:
+    first, second = publish_two(world, world.config)
+    shutil.rmtree(index_folder(world.folder / "work", first))
+    retire_model(world.config, version=first)
+    assert opened(world.config).online_models() == (second, (second,))
+    with pytest.raises(ModelError, match=f"no index of model {first}"):
+        retire_model(world.config, version=first)
+
+
+def test_an_index_that_was_half_removed_is_removed(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = publish_two(world, world.config)
+
+    def killed(folder: Path) -> None:
+        (folder / INDEX).unlink()
+        raise RuntimeError("killed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", killed)
+        with pytest.raises(RuntimeError, match="killed"):
+            retire_model(world.config, version=first)
+    folder = index_folder(world.folder / "work", first).parent
+    assert len(list(folder.iterdir())) == 2
+    retire_model(world.config, version=first)
+    assert [path.name for path in folder.iterdir()] == [second]
 
 
 def test_nothing_is_current_before_the_whole_model_is_online(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -72,15 +72,16 @@ def test_answers_beyond_the_room_are_dropped_and_counted(
     assert 13 <= dropped <= 15  # five wait, one is being written, one may be on the way there
 
 
-def test_a_disk_that_refuses_costs_those_answers_alone(
-    champion: ServedBundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("error", [StorageError("the disk is full"), OverflowError("a value that fits no column")])
+def test_an_error_of_the_writer_costs_those_answers_alone(
+    champion: ServedBundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     real, refused = answer_log.write_file, threading.Event()
 
     def first_refused(path: Path, content: bytes) -> None:
         if not refused.is_set():
             refused.set()
-            raise StorageError("the disk is full")
+            raise error
         real(path, content)
 
     monkeypatch.setattr(answer_log, "write_file", first_refused)

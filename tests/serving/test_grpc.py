@@ -11,7 +11,8 @@ from served_world import INFER, body, client_of, free_port, outputs, recommender
 
 from storyrec.errors import PlatformError
 from storyrec.serving import open_inference_pb2 as pb
-from storyrec.serving.grpc_server import start_grpc
+from storyrec.serving.grpc_server import ROUTE, start_grpc
+from storyrec.serving.metrics import REQUESTS
 from storyrec.serving.open_inference_pb2_grpc import GRPCInferenceServiceStub
 from storyrec.serving.served import ServedBundle
 from storyrec.storage import FolderStorage
@@ -79,6 +80,11 @@ def test_health_and_metadata(champion: ServedBundle, tmp_path: Path) -> None:
         assert refused.value.code() == grpc.StatusCode.UNAVAILABLE
 
 
+def counted(status: str) -> float:
+    """Requests without an answer that ended so."""
+    return float(REQUESTS.labels(ROUTE, "", status)._value.get())
+
+
 def broken(**changes: object) -> pb.ModelInferRequest:
     """A good request with its last input changed."""
     asked = request([1_000, 1_001])
@@ -108,11 +114,20 @@ def broken(**changes: object) -> pb.ModelInferRequest:
 def test_what_cannot_be_answered_is_told_why(
     champion: ServedBundle, asked: pb.ModelInferRequest, code: str, said: str
 ) -> None:
+    before = counted("error")
     with stub_of(champion) as stub:
         with pytest.raises(grpc.RpcError) as refused:
             stub.ModelInfer(asked)
         assert stub.ModelInfer(request([1_000])).model_name == "storyrec"
     assert (refused.value.code().name, said in refused.value.details()) == (code, True), refused.value.details()
+    assert counted("error") == before
+
+
+def test_an_unknown_model_counts_as_refused(champion: ServedBundle) -> None:
+    before = counted("refused")
+    with stub_of(champion) as stub, pytest.raises(grpc.RpcError):
+        stub.ModelInfer(pb.ModelInferRequest(model_name="other"))
+    assert counted("refused") == before + 1
 
 
 def test_a_port_that_cannot_be_had_is_named(champion: ServedBundle) -> None:

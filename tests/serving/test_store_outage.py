@@ -9,11 +9,13 @@ from feature_world import World, at, day_of, fill
 from redis_server import free_port, running_redis
 from served_world import client_of
 
+from storyrec.config import Config, Locations
 from storyrec.features.build import build_features, materialize_features
+from storyrec.features.repository import FEATURE_REPO
 from storyrec.serving.ranking import NO_CLICKS, Clicks
 from storyrec.serving.served import ServedBundle
 from storyrec.serving.server import feature_store
-from storyrec.serving.store import SequenceStore
+from storyrec.serving.store import Looked, SequenceStore
 
 CLICKS = (Clicks([1], [2]), NO_CLICKS)
 
@@ -22,16 +24,29 @@ class Store:
     """A store that can hang or fail."""
 
     def __init__(self) -> None:
-        self.num_asked, self.fails = 0, False
+        self.num_asked, self.fails, self.seconds = 0, False, 0.0
         self.answers = threading.Event()
         self.answers.set()
 
     def __call__(self, user_id: int) -> tuple[Clicks, Clicks]:
         self.num_asked += 1
+        time.sleep(self.seconds)
         self.answers.wait(20)
         if self.fails:
             raise ConnectionError("no route to the store")
         return CLICKS
+
+
+def clicks_of_one(world: World) -> tuple[int, list[tuple[int, int]]]:
+    """A user with story clicks on the first day, and the clicks."""
+    users = ((user, world.sequence("story", user=user, before=at(1))) for user in range(1, 12))
+    return next((user, clicks) for user, clicks in users if clicks)
+
+
+def pairs(looked: Looked) -> list[tuple[int, int]]:
+    """The story clicks that were found, as the world has them."""
+    clicks = looked.story_clicks
+    return list(zip(map(int, clicks.item_ids_C), map(int, clicks.clicked_us_C), strict=True))
 
 
 def eventually_online(store: SequenceStore) -> None:
@@ -87,6 +102,26 @@ def test_requests_that_wait_behind_a_stuck_one_are_never_asked() -> None:
     assert hanging.num_asked == 2
 
 
+def test_requests_that_wait_behind_a_store_that_is_well_do_not_close_it() -> None:
+    busy = Store()
+    store = SequenceStore(busy, deadline_seconds=0.4, open_seconds=60.0)
+    origins: list[tuple[str, str]] = []
+
+    def ask() -> None:
+        for _ in range(4):
+            looked = store.look_up(1)
+            origins.append((looked.origin, looked.reason))
+
+    busy.seconds = 0.05
+    threads = [threading.Thread(target=ask) for _ in range(20)]  # more than twice of what it can do in time
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert set(origins) == {("online", ""), ("unavailable", "deadline")}
+    assert store.look_up(1).origin == "online"
+
+
 @pytest.mark.parametrize("deadline_seconds", [0.05])
 def test_the_answer_says_that_the_clicks_are_missing(champion: ServedBundle, deadline_seconds: float) -> None:
     hanging = Store()
@@ -104,6 +139,29 @@ def test_the_answer_says_that_the_clicks_are_missing(champion: ServedBundle, dea
     assert all(answer["stories"] == expected["stories"] for answer in answers)
 
 
+def test_a_store_that_is_down_at_the_start_is_used_when_it_is_there(tmp_path: Path) -> None:
+    world = fill(World(tmp_path), num_days=1)
+    build_features(world.config, day=day_of(0))
+    materialize_features(world.config, day=day_of(0))
+    user, clicks = clicks_of_one(world)
+    registry = tmp_path / "work/feast/registry.db"
+    away = registry.rename(registry.with_suffix(".away"))
+    registry.mkdir()
+    store = SequenceStore(feature_store(world.config), deadline_seconds=60.0, open_seconds=0.1)
+    assert store.look_up(user).reason == "error"
+    registry.rmdir()
+    away.rename(registry)
+    time.sleep(0.15)
+    looked = store.look_up(user)
+    assert (looked.origin, pairs(looked)) == ("online", clicks)
+
+
+def test_without_a_feature_repository_there_is_no_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(FEATURE_REPO, str(tmp_path))
+    assert feature_store(World(tmp_path).config) is None
+    assert feature_store(Config(locations=Locations(work="s3://bucket/work"))) is None
+
+
 @pytest.mark.slow
 def test_a_redis_that_goes_away_and_comes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     port = free_port()
@@ -111,16 +169,13 @@ def test_a_redis_that_goes_away_and_comes_back(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setenv("STORYREC_FEAST_REGISTRY", f"sqlite:///{tmp_path}/registry.sqlite")
     world = fill(World(tmp_path), num_days=1)
     config = world.config.model_copy(update={"profile": "cluster"})
-    user, clicks = next(
-        (user, found) for user in range(1, 12) if (found := world.sequence("story", user=user, before=at(1)))
-    )
+    user, clicks = clicks_of_one(world)
     with running_redis(port):
         build_features(config, day=day_of(0))
         materialize_features(config, day=day_of(0))
         store = SequenceStore(feature_store(config), deadline_seconds=2.0, open_seconds=0.2)
         looked = store.look_up(user)
-        pairs = zip(looked.story_clicks.item_ids_C, looked.story_clicks.clicked_us_C, strict=True)  # type: ignore[arg-type]
-        assert (looked.origin, [(int(item), int(us)) for item, us in pairs]) == ("online", clicks)
+        assert (looked.origin, pairs(looked)) == ("online", clicks)
     started = time.monotonic()
     assert {store.look_up(user).origin for _ in range(200)} == {"unavailable"}
     assert time.monotonic() - started < 5  # one deadline, not two hundred

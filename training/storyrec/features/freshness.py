@@ -1,7 +1,8 @@
 """How old the values that are served may be, and how old they are: one promise a view.
 
 The promise is the view's tag `max_age` in `feature_repo/definitions.py`. Sequences are as old as the end of
-what is materialized; items as old as the end of the last day for which the champion was found to be published.
+what is materialized; items, where they are online, as old as the end of the last day for which the champion was
+found to be published.
 
 Below locations.work:
     metrics/features.prom     for the textfile collector of Prometheus' node exporter
@@ -73,7 +74,9 @@ def measure_freshness(config: Config, *, day: date | None = None, now: datetime 
     found = []
     for view, tags in sorted(client.tags().items()):
         if "max_age" in tags:
-            until = published_until if view in VIEWS else client.materialized_until(view)
+            until = client.materialized_until(view)
+            if view in VIEWS and until is not None:
+                until = published_until
             found.append(Freshness(view, _promise(view, tags["max_age"]), until, now - until if until else None))
     write_file(storage.folder / METRICS, _metrics(found))
     return found

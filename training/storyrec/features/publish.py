@@ -132,8 +132,7 @@ def publish_features(config: Config, *, day: date) -> FeaturesPublished:
         for view in NEWEST:
             store.materialize(view, start=midnight(partition), end=known_at(partition))
             tracker.advance(note=f"{len(tables[view])} rows of {view} online")
-        others = [other for other in indexed_versions(folder.parent) if other != version]
-        models = store.publish_models(version, others=others, end=known_at(partition))
+        models = store.publish_models(version, others=lambda: indexed_versions(folder.parent), end=known_at(partition))
         tracker.advance(note=f"models online: {', '.join(models.versions)}")
     num_rows = {view: rows.num_rows for view, rows in tables.items()}
     return _finish(storage, FeaturesPublished(partition, version, partition, num_stories, num_rows, recall, True))
@@ -143,7 +142,7 @@ def retire_model(config: Config, *, version: str, even_if_read: bool = False) ->
     """Take the items of a model offline and remove its index; those who ask for it are told.
 
     Its partitions stay, for training sets; in the views by item alone, so do its rows of items that no
-    later model knew. Killed midway, it is repeated.
+    later model knew. Killed midway, it is repeated: a model that is online goes though its index is gone.
 
     Args:
         config: settings; locations, profile.
@@ -151,7 +150,7 @@ def retire_model(config: Config, *, version: str, even_if_read: bool = False) ->
         even_if_read: also where somebody has read its items within UNREAD; SQLite does not know.
 
     Raises:
-        ModelError: it is in use, or there is no index of it; nothing is changed.
+        ModelError: it is in use, or neither online nor indexed; nothing is changed.
         PlatformError: the feature store does not answer.
     """
     storage = FolderStorage(work_folder(config.locations.work))
@@ -164,11 +163,18 @@ def retire_model(config: Config, *, version: str, even_if_read: bool = False) ->
             where=storage.url,
             remedy="deploy and publish another model first",
         )
-    folder = index_folder(storage.folder, version)
-    StoryIndex.load(folder, version=version)
-    _store(config).retire_model(version, unread=timedelta(0) if even_if_read else UNREAD)
-    retired = folder.rename(folder.with_name(f".{version}.retired"))  # at once, for those who ask meanwhile
-    shutil.rmtree(retired)
+    folder, store = index_folder(storage.folder, version), _store(config)
+    retired = folder.parent / f".{version}.retired"
+    if version not in store.online_models().versions and not retired.is_dir():
+        StoryIndex.load(folder, version=version)
+
+    def remove_index() -> None:
+        if folder.is_dir():
+            folder.rename(retired)  # at once, for those who ask meanwhile
+
+    store.retire_model(version, unread=timedelta(0) if even_if_read else UNREAD, remove_index=remove_index)
+    if retired.is_dir():
+        shutil.rmtree(retired)
 
 
 def item_tables(

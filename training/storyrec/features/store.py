@@ -9,7 +9,7 @@ here that give arrays read the bytes.
 import contextlib
 import io
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -176,13 +176,13 @@ class FeatureStoreClient:
         with _feast("read the online store"):
             return self._online.models(self._config)
 
-    def publish_models(self, current: str, *, others: Iterable[str], end: datetime) -> OnlineModels:
+    def publish_models(self, current: str, *, others: Callable[[], Iterable[str]], end: datetime) -> OnlineModels:
         """Bring the items of models online, each model's in all views, then make one the current one, at once.
 
         Args:
             current: the version whose rows are written, whether online already or not.
-            others: versions that stay online beside it; written where they are not, left out where no partition
-                has rows of them.
+            others: lists the versions that stay online beside it, asked when none can be retired any more; written
+                where they are not, left out where no partition has rows of them.
             end: of the day whose partitions are the last to count, and since when `current` is current; where
                 a later one is, that stays.
 
@@ -193,7 +193,8 @@ class FeatureStoreClient:
         with one_writer(self._lock), _feast(f"publish model {current}"):
             incarnation = self._online.incarnation(self._config)
             online = self._online.models(self._config).versions
-            written = [version for version in others if version not in online and self._write(version, layouts, end)]
+            missing = [version for version in others() if version not in {current, *online}]
+            written = [version for version in missing if self._write(version, layouts, end)]
             self._write(current, layouts, end)
             if incarnation != self._online.incarnation(self._config):
                 raise _restarted(f"model {current}")
@@ -201,12 +202,13 @@ class FeatureStoreClient:
             self._online.publish_models(self._config, models, published_us=_microseconds(end))
             return self._online.models(self._config)
 
-    def retire_model(self, version: str, *, unread: timedelta) -> None:
+    def retire_model(self, version: str, *, unread: timedelta, remove_index: Callable[[], None]) -> None:
         """Take the items of a model offline; nothing happens where they are not online.
 
         Args:
             version: not the current one.
             unread: for how long nobody must have read or written them, where the online store knows.
+            remove_index: called when they are gone, before anybody may publish, so that nobody brings them back.
 
         Raises:
             ModelError: it is the current one, or was read since; nothing is changed.
@@ -226,6 +228,7 @@ class FeatureStoreClient:
                     remedy="publish another model first, and wait until its readers ask for another one",
                 )
             self._online.retire_model(self._config, layouts, version)
+            remove_index()
 
     def _write(self, version: str, layouts: Sequence[Layout], end: datetime) -> int:
         """Write a model's rows of views, readers of the model do not see them before it is said to be online."""

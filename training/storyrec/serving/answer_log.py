@@ -20,7 +20,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from storyrec.errors import StorageError
 from storyrec.schema import TIMESTAMP
 from storyrec.serving.answers import Answer, Failure
 from storyrec.serving.metrics import ANSWERS_DROPPED, ANSWERS_LOGGED
@@ -119,9 +118,9 @@ class AnswerLog:
             table = pa.Table.from_pylist([row(answer) for answer in answers], SCHEMA)
             pq.write_table(table, buffer, compression="zstd")
             write_file(self.folder / f"dt={day}" / name, buffer.getvalue())
-        except (StorageError, pa.ArrowException) as error:
+        except Exception as error:  # whatever it is: an error that ended this thread would end all logging
             ANSWERS_DROPPED.inc(len(answers))
-            log.error("%d answers were not logged: %s", len(answers), error)
+            log.error("%d answers were not logged: %s: %s", len(answers), type(error).__name__, error)
         else:
             ANSWERS_LOGGED.inc(len(answers))
 

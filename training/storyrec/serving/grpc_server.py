@@ -58,17 +58,17 @@ class InferenceService(GRPCInferenceServiceServicer):
     """The protocol's six calls."""
 
     def __init__(self, recommender: Recommender) -> None:
-        self._recommender, self._champion = recommender, recommender.models
+        self._recommender, self._models = recommender, recommender.models
 
     def ServerLive(self, request: pb.ServerLiveRequest, context: grpc.ServicerContext) -> pb.ServerLiveResponse:
         return pb.ServerLiveResponse(live=True)
 
     def ServerReady(self, request: pb.ServerReadyRequest, context: grpc.ServicerContext) -> pb.ServerReadyResponse:
-        return pb.ServerReadyResponse(ready=self._champion.bundle is not None)
+        return pb.ServerReadyResponse(ready=self._models.bundle is not None)
 
     def ModelReady(self, request: pb.ModelReadyRequest, context: grpc.ServicerContext) -> pb.ModelReadyResponse:
         try:
-            self._champion.answering(request.version or None)
+            self._models.answering(request.version or None)
         except NotServed:
             return pb.ModelReadyResponse(ready=False)
         return pb.ModelReadyResponse(ready=request.name == MODEL_NAME)
@@ -83,7 +83,7 @@ class InferenceService(GRPCInferenceServiceServicer):
     ) -> pb.ModelMetadataResponse:
         _require_model(request.name, context)
         try:
-            bundle = self._champion.answering(request.version or None).bundle
+            bundle = self._models.answering(request.version or None).bundle
         except NotServed as error:
             _refuse(error, context)
         tensor = pb.ModelMetadataResponse.TensorMetadata
@@ -96,9 +96,10 @@ class InferenceService(GRPCInferenceServiceServicer):
         )
 
     def ModelInfer(self, request: pb.ModelInferRequest, context: grpc.ServicerContext) -> pb.ModelInferResponse:
-        started, version, status = time.perf_counter(), "", "error"
+        started, version, status = time.perf_counter(), "", "refused"
         try:
             _require_model(request.model_name, context)
+            status = "error"
             answer = infer_tensors(
                 self._recommender,
                 _tensors(request),

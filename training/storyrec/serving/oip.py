@@ -18,7 +18,7 @@ OUTPUTS = (("scores", "FP32"), ("unknown_candidate_ids", "INT64"))
 
 def oip_routes(recommender: Recommender) -> APIRouter:
     """The routes below /v2."""
-    routes, champion = APIRouter(tags=["Open Inference Protocol"]), recommender.models
+    routes, models = APIRouter(tags=["Open Inference Protocol"]), recommender.models
     model_path = f"/v2/models/{MODEL_NAME}"
 
     @routes.get("/v2")
@@ -32,18 +32,18 @@ def oip_routes(recommender: Recommender) -> APIRouter:
     @routes.get("/v2/health/ready")
     @routes.get(model_path + "/ready")
     def ready() -> Response:
-        is_ready = champion.bundle is not None
-        return respond({"ready": is_ready, "refused": champion.refused}, status=200 if is_ready else 503)
+        is_ready = models.bundle is not None
+        return respond({"ready": is_ready, "refused": models.refused}, status=200 if is_ready else 503)
 
     @routes.get(model_path + "/versions/{version}/ready", responses=REFUSALS)
     def version_ready(version: str) -> Response:
-        champion.answering(version)
-        return respond({"ready": True, "refused": champion.refused})
+        models.answering(version)
+        return respond({"ready": True, "refused": models.refused})
 
     @routes.get(model_path + "/versions/{version}", responses=REFUSALS)
     @routes.get(model_path, responses=REFUSALS)
     def model(version: str | None = None) -> Response:
-        bundle = champion.answering(version).bundle
+        bundle = models.answering(version).bundle
         metadata = {
             "name": MODEL_NAME,
             "versions": [bundle.version],

@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -187,9 +187,11 @@ def watching(models: "Split", *, poll_seconds: float) -> Iterator[None]:
     stop = threading.Event()
     watcher = threading.Thread(target=models.watch, args=(stop,), kwargs={"poll_seconds": poll_seconds}, daemon=True)
     watcher.start()
-    yield
-    stop.set()
-    watcher.join(10)
+    try:
+        yield
+    finally:
+        stop.set()
+        watcher.join(10)
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -215,17 +217,28 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def feature_store(config: Config) -> "Sequences | None":
-    """How to look a user's clicks up online; None, with a warning, where there is no feature store."""
+    """How to look a user's clicks up online; None, with a warning, where there is no feature store.
+
+    One that is down is opened by the first look-up that finds it up again; those before fail.
+    """
     try:
+        from storyrec.features.partitions import work_folder
+        from storyrec.features.repository import feature_repo, read_settings, settings_file
         from storyrec.features.store import open_feature_store
 
-        store = open_feature_store(config.locations.work, profile=config.profile)
+        work_folder(config.locations.work)
+        read_settings(settings_file(feature_repo(), profile=config.profile))
     except (ImportError, StoryrecError) as error:
         log.warning("no feature store, every user is served without clicks: %s", error)
         return None
+    opened = cache(partial(open_feature_store, config.locations.work, profile=config.profile))  # keeps no failure
+    try:
+        opened()  # here, because it takes longer than a request may wait
+    except StoryrecError as error:
+        log.warning("the feature store is down, users are served without clicks until it is back: %s", error)
 
     def sequences(user_id: int) -> tuple[Clicks, Clicks]:
-        (found,) = store.online_sequences([user_id])
+        (found,) = opened().online_sequences([user_id])
         return Clicks(found.story_ids, found.story_clicked_us), Clicks(found.product_ids, found.product_clicked_us)
 
     return sequences

@@ -1,15 +1,16 @@
 """A user's clicks from the feature store, within a deadline; an outage costs the clicks and not the answer.
 
 A store that is down makes its client retry for many seconds. One thread asks it; a request waits for its
-answer no longer than the deadline. After a failure nobody asks for a while (the circuit is open), then one
-request tries again.
+answer no longer than the deadline. After an error, or when a look-up itself takes too long, nobody asks for a
+while (the circuit is open), then one request tries again. Requests that were late because many were before them
+open nothing: the store is well.
 """
 
 import logging
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal
 
@@ -22,6 +23,8 @@ Origin = Literal["online", "given", "none", "unavailable"]
 """Where clicks come from: the store, the request; there is no store; the store did not answer in time."""
 
 OPEN_SECONDS = 1.0
+STUCK_SHARE = 0.5
+"""A look-up that has run for more than this share of the deadline when a request is late is to blame for it."""
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +61,7 @@ class SequenceStore:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="feature-store")  # connections are for one thread
         self._lock = threading.Lock()
         self._failed, self._retry_at = False, 0.0
-        self._stuck: Future[tuple[Clicks, Clicks]] | None = None
+        self._began: float | None = None  # what the thread looks up now
 
     def look_up(self, user_id: int) -> Looked:
         """The user's clicks, or none with the reason."""
@@ -66,14 +69,14 @@ class SequenceStore:
             return Looked(NO_CLICKS, NO_CLICKS, "none")
         if not self._may_ask():
             return Looked(NO_CLICKS, NO_CLICKS, "unavailable", "circuit_open")
-        asked = self._thread.submit(self._sequences, user_id)
+        asked = self._thread.submit(self._ask, self._sequences, user_id)
         try:
             story_clicks, product_clicks = asked.result(self._deadline)
         except Exception as error:
             late = not asked.done()
-            if not self._failed:  # once an outage
-                log.warning("the feature store did not answer for a user: %s", "deadline" if late else error)
-            self._fail(asked)
+            asked.cancel()  # where it waits behind others
+            if not late or self._is_stuck():
+                self._fail("deadline" if late else error)
             return Looked(NO_CLICKS, NO_CLICKS, "unavailable", "deadline" if late else "error")
         self._failed = False
         return Looked(story_clicks, product_clicks, "online")
@@ -87,13 +90,24 @@ class SequenceStore:
             return True
         with self._lock:
             now = time.monotonic()
-            if now < self._retry_at or (self._stuck is not None and not self._stuck.done()):
+            if now < self._retry_at or self._began is not None:
                 return False
             self._retry_at = now + self._open_seconds  # this request alone tries
             return True
 
-    def _fail(self, asked: Future[tuple[Clicks, Clicks]]) -> None:
+    def _ask(self, sequences: Sequences, user_id: int) -> tuple[Clicks, Clicks]:
+        self._began = time.monotonic()
+        try:
+            return sequences(user_id)
+        finally:
+            self._began = None
+
+    def _is_stuck(self) -> bool:
+        began = self._began
+        return began is not None and time.monotonic() - began > STUCK_SHARE * self._deadline
+
+    def _fail(self, reason: object) -> None:
+        if not self._failed:  # once an outage
+            log.warning("the feature store did not answer for a user: %s", reason)
         with self._lock:
             self._failed, self._retry_at = True, time.monotonic() + self._open_seconds
-            if not asked.cancel():  # one that waits behind another is cancelled
-                self._stuck = asked
