@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from storyrec.rollout.checks import Arm, Limits, judge_canary
+from storyrec.rollout.checks import Arm, CanaryLimits, judge_canary
 
-LIMITS = Limits(min_requests=100, max_error_rate=0.02, max_latency_ratio=1.5, max_drift=0.25)
+LIMITS = CanaryLimits(min_requests=100, max_error_rate=0.02, max_latency_ratio=1.5, max_drift=0.25)
 
 
 def arm(

@@ -18,13 +18,13 @@ from storyrec.errors import ConfigError, Conflict, ModelError
 from storyrec.manifest import seal_folder
 from storyrec.promote import set_canary, withdraw_canary
 from storyrec.registry import push_bundle, read_champion, switch_champion
-from storyrec.rollout.checks import Limits
+from storyrec.rollout.checks import CanaryLimits
 from storyrec.rollout.traffic import read_arms
 from storyrec.rollout.walk import Step, advance
 from storyrec.serving.answer_log import SCHEMA
 from storyrec.storage import FolderStorage, write_file
 
-LIMITS = Limits(min_requests=50, max_error_rate=0.02, max_latency_ratio=1.5, max_drift=0.25)
+LIMITS = CanaryLimits(min_requests=50, max_error_rate=0.02, max_latency_ratio=1.5, max_drift=0.25)
 DEPLOYMENT = Path(__file__).parents[2] / "deploy" / "serving.yaml"
 SHARES = (0.0, 0.05, 0.25)
 

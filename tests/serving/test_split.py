@@ -18,14 +18,14 @@ from storyrec.errors import StorageError
 from storyrec.manifest import seal_folder
 from storyrec.promote import promote, set_canary, withdraw_canary
 from storyrec.registry import push_bundle, read_champion
-from storyrec.rollout.checks import Limits
+from storyrec.rollout.checks import CanaryLimits
 from storyrec.serving.answer_log import AnswerLog
 from storyrec.serving.ranking import NO_CLICKS, rank
 from storyrec.serving.recommender import Asked, Recommender
 from storyrec.serving.served import ServedBundle
 from storyrec.serving.split import Split, is_in_canary
 
-LIMITS = Limits(min_requests=20, max_error_rate=0.1, max_latency_ratio=50.0, max_drift=0.25)
+LIMITS = CanaryLimits(min_requests=20, max_error_rate=0.1, max_latency_ratio=50.0, max_drift=0.25)
 USERS = range(400)
 
 

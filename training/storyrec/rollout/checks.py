@@ -39,7 +39,7 @@ class Arm:
 
 
 @dataclass(frozen=True)
-class Limits:
+class CanaryLimits:
     """What a canary must keep to.
 
     Attributes:
@@ -55,7 +55,7 @@ class Limits:
     max_drift: float
 
 
-def judge_canary(champion: Arm, canary: Arm, *, limits: Limits) -> tuple[Rule, ...]:
+def judge_canary(champion: Arm, canary: Arm, *, limits: CanaryLimits) -> tuple[Rule, ...]:
     """The rules as they were judged; a rule without enough requests holds, as its reason says."""
     is_enough = min(champion.num_answers, canary.num_answers) >= limits.min_requests
     rules = [_errors(canary, limits)]
@@ -66,7 +66,7 @@ def judge_canary(champion: Arm, canary: Arm, *, limits: Limits) -> tuple[Rule, .
     return tuple(rules)
 
 
-def _errors(canary: Arm, limits: Limits) -> Rule:
+def _errors(canary: Arm, limits: CanaryLimits) -> Rule:
     # so many that the rate could not be met any more within the requests that are asked for
     allowed = limits.max_error_rate * max(canary.num_requests, limits.min_requests)
     passed = canary.num_errors <= allowed
@@ -75,7 +75,7 @@ def _errors(canary: Arm, limits: Limits) -> Rule:
     return Rule("errors", passed, figures, limits.max_error_rate, reason)
 
 
-def _latency(champion: Arm, canary: Arm, limits: Limits) -> Rule:
+def _latency(champion: Arm, canary: Arm, limits: CanaryLimits) -> Rule:
     before, after = (float(np.percentile(arm.latency_ms_A, PERCENTILE)) for arm in (champion, canary))
     allowed = before * limits.max_latency_ratio
     reason = (
@@ -86,7 +86,7 @@ def _latency(champion: Arm, canary: Arm, limits: Limits) -> Rule:
     return Rule("latency", after <= allowed, figures, limits.max_latency_ratio, reason)
 
 
-def _drift(champion: Arm, canary: Arm, limits: Limits) -> Rule:
+def _drift(champion: Arm, canary: Arm, limits: CanaryLimits) -> Rule:
     drift = population_stability(champion.scores_K, canary.scores_K)
     means = {"champion_mean": float(champion.scores_K.mean()), "canary_mean": float(canary.scores_K.mean())}
     reason = (
@@ -96,6 +96,6 @@ def _drift(champion: Arm, canary: Arm, limits: Limits) -> Rule:
     return Rule("drift", drift <= limits.max_drift, {"drift": drift, **means}, limits.max_drift, reason)
 
 
-def _too_few(name: str, canary: Arm, limits: Limits) -> Rule:
+def _too_few(name: str, canary: Arm, limits: CanaryLimits) -> Rule:
     reason = f"{canary.num_answers:,} answers of the canary, too few to be judged (it takes {limits.min_requests:,})"
     return Rule(name, True, {"num_answers": canary.num_answers}, None, reason)

@@ -44,7 +44,7 @@ def start(
 @rollout_app.command("advance")
 def advance(config: ConfigOption = None) -> None:
     """Take one step: wait, widen the share, or make the canary champion; withdraw it and exit with 2 if it fails."""
-    from storyrec.rollout.checks import Limits
+    from storyrec.rollout.checks import CanaryLimits
     from storyrec.rollout.walk import advance
 
     settings = load_config(config)
@@ -55,7 +55,7 @@ def advance(config: ConfigOption = None) -> None:
         Path(settings.serving.answers) if settings.serving.answers else None,
         shares=walk.shares,
         min_minutes=walk.min_minutes,
-        limits=Limits(
+        limits=CanaryLimits(
             min_requests=walk.min_requests,
             max_error_rate=walk.max_error_rate,
             max_latency_ratio=walk.max_latency_ratio,

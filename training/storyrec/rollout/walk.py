@@ -10,7 +10,7 @@ from storyrec.errors import ConfigError
 from storyrec.gate.verdict import Rule
 from storyrec.promote import promote, set_canary, withdraw_canary
 from storyrec.registry import read_champion
-from storyrec.rollout.checks import Limits, judge_canary
+from storyrec.rollout.checks import CanaryLimits, judge_canary
 from storyrec.rollout.traffic import read_arms
 from storyrec.storage import Storage
 
@@ -44,7 +44,7 @@ def advance(
     *,
     shares: Sequence[float],
     min_minutes: float,
-    limits: Limits,
+    limits: CanaryLimits,
     at: datetime,
 ) -> Step:
     """Take one step.

@@ -93,7 +93,7 @@ def open_models(config: Config, *, port: int) -> "Split":
     Raises:
         StoryrecError: the registry cannot be read, or the deployed bundle cannot be used.
     """
-    from storyrec.rollout.checks import Limits
+    from storyrec.rollout.checks import CanaryLimits
     from storyrec.serving.new_stories import NewStories
     from storyrec.serving.served import ServedBundle
     from storyrec.serving.split import Split
@@ -112,7 +112,7 @@ def open_models(config: Config, *, port: int) -> "Split":
     ]
     models = Split(
         *slots,
-        limits=Limits(
+        limits=CanaryLimits(
             min_requests=rollout.min_requests,
             max_error_rate=rollout.max_error_rate,
             max_latency_ratio=rollout.max_latency_ratio,

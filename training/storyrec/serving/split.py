@@ -16,7 +16,7 @@ from storyrec.bundle import Bundle
 from storyrec.errors import ModelError, StoryrecError
 from storyrec.pointer import Canary
 from storyrec.promote import withdraw_canary
-from storyrec.rollout.checks import Limits, judge_canary
+from storyrec.rollout.checks import CanaryLimits, judge_canary
 from storyrec.rollout.traffic import Traffic
 from storyrec.serving.metrics import CANARY_SHARE, CANARY_WITHDRAWN
 from storyrec.serving.served import Served, ServedBundle
@@ -74,7 +74,7 @@ class Split:
     """
 
     def __init__(
-        self, champion: ServedBundle, canary: ServedBundle | None = None, *, limits: Limits | None = None
+        self, champion: ServedBundle, canary: ServedBundle | None = None, *, limits: CanaryLimits | None = None
     ) -> None:
         self.champion, self._canary, self._limits = champion, canary, limits
         self.tried: Tried | None = None
