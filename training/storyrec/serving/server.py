@@ -119,7 +119,7 @@ def open_models(config: Config, *, port: int) -> "Split":
             max_drift=rollout.max_drift,
         ),
     )
-    models.refresh()
+    models.champion.refresh()  # the canary, which may fail, comes with the first look at the pointer
     return models
 
 
