@@ -23,8 +23,9 @@ from torch.profiler import ProfilerActivity, profile
 from storyrec.config import Config
 from storyrec.data.batches import HOUR_US, user_batches
 from storyrec.data.catalog import Catalog
-from storyrec.data.dataset import Dataset, ResolvedWindows
+from storyrec.data.dataset import Dataset
 from storyrec.data.instances import Instances
+from storyrec.data.windows import ResolvedWindows
 from storyrec.device import compile_on_gpu, place_items, training_device, training_precision
 from storyrec.features.sequences import ClickLog
 from storyrec.features.titles import Vocabulary
@@ -124,7 +125,7 @@ def take_steps(
         with training_precision(device):
             loss, _ = stage.loss(index_B, Moment(number, 0.5, np.random.default_rng(number)))
         optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(stage.model.parameters(), 1.0)
         optimizer.step()
         loss.item()

@@ -102,7 +102,7 @@ def take_steps(
                 group["lr"] = highest * factor
         loss, _ = stage.loss(index_B, Moment(number, 0.5, np.random.default_rng(number)))
         optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(stage.model.parameters(), CLIP_NORM)
         loss.item()
         optimizer.step()

@@ -74,7 +74,7 @@ def build(bundle: Path, folder: Path, num_stories: int, width: int, threads: int
         f"{index.info.num_cells} cells, {index.info.num_probed} probed; on record: {index.info.recall}",
         flush=True,
     )
-    return {name: items[f"{name}_queries"] for name in ("product", "story")}
+    return {name: np.asarray(items[f"{name}_queries"], np.float32) for name in ("product", "story")}
 
 
 def search(folder: Path, queries: dict[str, Floats], threads: int) -> None:

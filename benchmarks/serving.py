@@ -258,7 +258,7 @@ def main() -> None:
     print(describe_machine())
     print(f"{len(bundle.stories.ids_N) - 1:,} stories, width {bundle.config.model.width}; milliseconds")
     print(f"{'':<34} {'rate':>10} " + " ".join(f"{name:>9}" for name in ("p50", "p95", "p99", "max", "failed")))
-    medians = {}
+    medians: dict[tuple[str, float], dict[str, Floats]] = {}
     with tempfile.TemporaryDirectory() as scratch:
         servers = {"ids": serving_ids(path, clicks, Path(scratch)), "tensors": serving_tensors(path, Path(scratch))}
         for kind, server in servers.items():

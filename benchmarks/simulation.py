@@ -14,6 +14,7 @@ import time
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from pathlib import Path
+from typing import Any
 
 from measure import describe_machine, in_own_process, peak_memory_mib, use_one_thread
 
@@ -51,10 +52,17 @@ def measure(task: str, folder: Path, preset: str, num_users: int, num_days: int)
     """Do one task."""
     use_one_thread()
     warm = folder / f"warm-{task}"  # imports are no part of it
-    places = {"out_logs": warm / "logs", "out_truth": warm / "truth"}
-    simulate(**places, num_users=12, num_days=3, first_day=FIRST_DAY, seed=SEED, preset=preset)
+    simulate(
+        out_logs=warm / "logs",
+        out_truth=warm / "truth",
+        num_users=12,
+        num_days=3,
+        first_day=FIRST_DAY,
+        seed=SEED,
+        preset=preset,
+    )
     catalogs, proportions = Catalogs.load(folder / "latents"), PRESETS[preset]
-    common = {
+    common: dict[str, Any] = {
         "logs": folder / "logs",
         "first_day": FIRST_DAY,
         "num_days": num_days,
