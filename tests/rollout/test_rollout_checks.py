@@ -17,7 +17,7 @@ def arm(
 
 
 def failed(champion: Arm, canary: Arm) -> list[str]:
-    rules = judge_canary(champion, canary, limits=LIMITS)
+    rules = judge_canary(champion, canary, limits=LIMITS, is_shadow=False)
     assert [rule.name for rule in rules] == ["errors", "latency", "drift"]
     return [rule.name for rule in rules if not rule.passed]
 
@@ -41,6 +41,13 @@ def test_an_equal_canary_holds() -> None:
 )
 def test_each_rule_falls_beyond_its_limit(canary: Arm, names: list[str]) -> None:
     assert failed(arm(1_000), canary) == names
+
+
+def test_a_shadow_is_not_judged_by_its_latency() -> None:
+    slow = judge_canary(arm(1_000), arm(900, latency_ms=100), limits=LIMITS, is_shadow=True)
+    assert [(rule.name, rule.passed) for rule in slow] == [("errors", True), ("drift", True)]
+    drifted = judge_canary(arm(1_000), arm(900, shift=1.0), limits=LIMITS, is_shadow=True)
+    assert [rule.name for rule in drifted if not rule.passed] == ["drift"]
 
 
 def test_few_requests_are_judged_by_their_errors_alone() -> None:

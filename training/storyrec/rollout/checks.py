@@ -55,11 +55,17 @@ class CanaryLimits:
     max_drift: float
 
 
-def judge_canary(champion: Arm, canary: Arm, *, limits: CanaryLimits) -> tuple[Rule, ...]:
-    """The rules as they were judged; a rule without enough requests holds, as its reason says."""
+def judge_canary(champion: Arm, canary: Arm, *, limits: CanaryLimits, is_shadow: bool) -> tuple[Rule, ...]:
+    """The rules as they were judged; a rule that cannot be judged yet holds, as its reason says.
+
+    Args:
+        champion, canary: what they answered.
+        limits: what the canary must keep to.
+        is_shadow: whether nobody waits for the canary's answers: they yield to the requests, so latency says nothing.
+    """
     is_enough = min(champion.num_answers, canary.num_answers) >= limits.min_requests
     rules = [_errors(canary, limits)]
-    for judge in (_latency, _drift):
+    for judge in (_drift,) if is_shadow else (_latency, _drift):
         rules.append(
             judge(champion, canary, limits) if is_enough else _too_few(judge.__name__.strip("_"), canary, limits)
         )

@@ -80,7 +80,7 @@ def advance(
     since = datetime.fromisoformat(canary.since)
     arms = read_arms(answers, since=since, versions=(pointer.champion.version, canary.version))
     champion_arm, canary_arm = (arms[version] for version in (pointer.champion.version, canary.version))
-    rules = judge_canary(champion_arm, canary_arm, limits=limits)
+    rules = judge_canary(champion_arm, canary_arm, limits=limits, is_shadow=canary.share == 0)
     failed = [rule.reason for rule in rules if not rule.passed]
     if failed:
         why = "; ".join(failed)

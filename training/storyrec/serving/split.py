@@ -155,7 +155,7 @@ class Split:
         """
         tried, pointer = self.tried, self.champion.pointer
         if tried is not None and self.traffic is not None and self._limits is not None:
-            rules = judge_canary(*self.traffic.arms(), limits=self._limits)
+            rules = judge_canary(*self.traffic.arms(), limits=self._limits, is_shadow=tried.share == 0)
             failed = [rule.reason for rule in rules if not rule.passed]
             canary = pointer.canary if pointer else None
             if failed and canary is not None and canary.version == tried.served.bundle.version:
