@@ -1,5 +1,7 @@
 """A canary's traffic against the champion's: each rule holds and falls where it should."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -41,6 +43,17 @@ def test_an_equal_canary_holds() -> None:
 )
 def test_each_rule_falls_beyond_its_limit(canary: Arm, names: list[str]) -> None:
     assert failed(arm(1_000), canary) == names
+
+
+def test_two_slow_answers_of_thirty_are_chance() -> None:
+    champion = arm(1_000)
+    for num_slow, holds in ((2, True), (20, False)):
+        latency_ms_A = np.full(30, 10.0)
+        latency_ms_A[:num_slow] = 50
+        canary = Arm(30, 0, latency_ms_A, champion.scores_K)
+        limits = replace(LIMITS, min_requests=30)
+        latency = judge_canary(champion, canary, limits=limits, is_shadow=False)[1]
+        assert (latency.name, latency.passed) == ("latency", holds)
 
 
 def test_a_shadow_is_not_judged_by_its_latency() -> None:

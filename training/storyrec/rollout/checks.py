@@ -3,6 +3,7 @@
 The gate has judged how well it ranks; here speaks what only traffic shows. Suffixes: A answers, K scores.
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +13,7 @@ from storyrec.gate.stability import population_stability
 from storyrec.gate.verdict import Rule
 
 PERCENTILE = 95
+NUM_DEVIATIONS = 4
 
 Floats = npt.NDArray[np.float64]
 
@@ -45,7 +47,7 @@ class CanaryLimits:
     Attributes:
         min_requests: answered by each arm; with fewer nothing is judged but errors.
         max_error_rate: of the canary's requests.
-        max_latency_ratio: 95th percentile over the champion's.
+        max_latency_ratio: 95 % of the answers within so many times the champion's 95th percentile.
         max_drift: population stability index of the scores against the champion's.
     """
 
@@ -82,14 +84,17 @@ def _errors(canary: Arm, limits: CanaryLimits) -> Rule:
 
 
 def _latency(champion: Arm, canary: Arm, limits: CanaryLimits) -> Rule:
-    before, after = (float(np.percentile(arm.latency_ms_A, PERCENTILE)) for arm in (champion, canary))
-    allowed = before * limits.max_latency_ratio
+    before = float(np.percentile(champion.latency_ms_A, PERCENTILE))
+    allowed, slower = before * limits.max_latency_ratio, 1 - PERCENTILE / 100
+    share = float((canary.latency_ms_A > allowed).mean())
+    # so many more that chance would hardly do it, however often this is looked at
+    most = slower + NUM_DEVIATIONS * math.sqrt(slower * (1 - slower) / len(canary.latency_ms_A))
     reason = (
-        f"{PERCENTILE} % of the answers within {after:.1f} ms, the champion's within {before:.1f} "
-        f"({allowed:.1f} may be)"
+        f"{share:.1%} of the answers took longer than {allowed:.1f} ms, {limits.max_latency_ratio:g} times what "
+        f"{PERCENTILE} % of the champion's took ({most:.1%} may)"
     )
-    figures = {"champion_ms": before, "canary_ms": after}
-    return Rule("latency", after <= allowed, figures, limits.max_latency_ratio, reason)
+    figures = {"champion_ms": before, "allowed_ms": allowed, "slower_share": share}
+    return Rule("latency", share <= most, figures, most, reason)
 
 
 def _drift(champion: Arm, canary: Arm, limits: CanaryLimits) -> Rule:
