@@ -5,16 +5,20 @@ impressions of the test day. Paper: Sec. II-B, IV-A.
 """
 
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import date
-from functools import reduce
+from functools import partial, reduce
 from operator import add
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import duckdb
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from storyrec.ahead import read_ahead
 from storyrec.analysis.database import read_columns
 from storyrec.analysis.sequences import SplitSums, sum_split
 from storyrec.analysis.sums import Sums
@@ -32,18 +36,25 @@ NO_SOURCE = "none"
 _FIRST_CLICKS = """
 CREATE TABLE first_clicks AS SELECT story_id, min(us) AS us FROM impressions WHERE clicked GROUP BY ALL
 """
+_KNOWN = """
+CREATE VIEW known_{events} AS
+SELECT {events}.*, coalesce({item}_row, 0) AS {item}_row
+FROM {events} LEFT JOIN (SELECT {item}_id, {item}_row FROM {catalog}) USING ({item}_id)
+"""
+_DIVIDE = """
+COPY (SELECT *, hash(user_id) % {num_parts} AS part FROM known_{events})
+TO '{folder}' (FORMAT parquet, PARTITION_BY (part), COMPRESSION lz4)
+"""
 _SHOWN = """
 CREATE OR REPLACE TABLE shown AS SELECT * EXCLUDE (story_id, occasion) FROM (
-    SELECT day, user_id, story_id, occasion, coalesce(story_row, 0) AS story_row,
+    SELECT day, user_id, story_id, occasion, story_row,
            min(us) AS us, bool_or(clicked) AS clicked, count(*) AS num_rows
-    FROM impressions LEFT JOIN (SELECT story_id, story_row FROM stories) USING (story_id)
-    WHERE hash(user_id) % {num_parts} = {part} GROUP BY ALL)
+    FROM {part} GROUP BY ALL)
 """
 _CLICKS = """
 CREATE OR REPLACE TABLE clicks AS SELECT * EXCLUDE (product_id) FROM (
-    SELECT user_id, us, product_id, coalesce(product_row, 0) AS product_row, count(*) AS num_rows
-    FROM product_clicks LEFT JOIN (SELECT product_id, product_row FROM products) USING (product_id)
-    WHERE hash(user_id) % {num_parts} = {part} GROUP BY ALL)
+    SELECT user_id, us, product_id, product_row, count(*) AS num_rows
+    FROM {part} GROUP BY ALL)
 """
 _RATES = """
 SELECT day, shown.us // 3600000000 % 24 AS hour,
@@ -153,61 +164,97 @@ def measure_behaviour(
     connection.execute(_FIRST_CLICKS)
     categories = _categories(connection)
     parts, rates = [], []
-    for number in range(num_parts):
-        for query in (_SHOWN, _CLICKS):
-            connection.execute(query.format(part=number, num_parts=num_parts))
-        rates.append(connection.execute(_RATES.format(sources=SOURCES, no_source=NO_SOURCE)).df())
-        parts.append(
-            _measure_part(
-                connection,
-                training_day=training_day,
-                test_day=test_day,
-                categories=categories,
-                history_days=history_days,
-                length=length,
-                seed=seed + number,
+    with TemporaryDirectory(prefix="storyrec-analyze-") as folder, ThreadPoolExecutor(1) as pool:
+        _divide(connection, Path(folder), num_parts=num_parts)
+        progress.advance(0.2, note="users")
+        read = partial(_read_part, connection, Path(folder), training_day=training_day, test_day=test_day)
+        # DuckDB gets the next part ready while numpy measures this one
+        for number, part in enumerate(read_ahead(pool, read, range(num_parts), num_ahead=1)):
+            rates.append(part.rates)
+            parts.append(
+                _measure_part(
+                    part,
+                    test_day=test_day,
+                    categories=categories,
+                    history_days=history_days,
+                    length=length,
+                    seed=seed + number,
+                )
             )
-        )
-        progress.advance(1 / num_parts, note=f"users, part {number + 1} of {num_parts}")
+            progress.advance(0.8 / num_parts, note=f"users, part {number + 1} of {num_parts}")
     keys = ["day", "hour", "source", "is_new", "is_unclicked"]
     total = pd.concat(rates).groupby(keys, as_index=False)[["shown", "clicked"]].sum()
     return Behaviour(reduce(add, parts), total, categories.ids_K)
 
 
+@dataclass(frozen=True)
+class _PartEvents:
+    """Some users' events: clicks by domain, instances without sequences, and what DuckDB counted."""
+
+    clicks: Mapping[Domain, ClickLog]
+    training: Instances
+    test: Instances
+    impressions: EventRows
+    product_clicks: EventRows
+    rates: pd.DataFrame
+
+
+def _divide(connection: duckdb.DuckDBPyConnection, folder: Path, *, num_parts: int) -> None:
+    """Go through the logs once, and leave each part's events in files of their own."""
+    for events, item, catalog in (("impressions", "story", "stories"), ("product_clicks", "product", "products")):
+        connection.execute(_KNOWN.format(events=events, item=item, catalog=catalog))
+        connection.execute(_DIVIDE.format(events=events, folder=folder / events, num_parts=num_parts))
+
+
+def _read_part(
+    connection: duckdb.DuckDBPyConnection, folder: Path, number: int, *, training_day: date, test_day: date
+) -> _PartEvents:
+    for events, query in (("impressions", _SHOWN), ("product_clicks", _CLICKS)):
+        own = folder / events / f"part={number}"
+        # nothing is written where there is nothing
+        part = f"read_parquet('{own}/*')" if own.exists() else f"(FROM known_{events} LIMIT 0)"
+        connection.execute(query.format(part=part))
+    return _PartEvents(
+        clicks={
+            Domain.STORY: _read_clicks(connection, "story_row", "shown WHERE clicked AND story_row > 0"),
+            Domain.PRODUCT: _read_clicks(connection, "product_row", "clicks WHERE product_row > 0"),
+        },
+        training=_read_instances(connection, training_day),
+        test=_read_instances(connection, test_day),
+        impressions=_count_rows(connection, "shown", "story_row"),
+        product_clicks=_count_rows(connection, "clicks", "product_row"),
+        rates=connection.execute(_RATES.format(sources=SOURCES, no_source=NO_SOURCE)).df(),
+    )
+
+
 def _measure_part(
-    connection: duckdb.DuckDBPyConnection,
+    part: _PartEvents,
     *,
-    training_day: date,
     test_day: date,
     categories: Categories,
     history_days: int,
     length: int,
     seed: int,
 ) -> Part:
-    clicks = {
-        Domain.STORY: _read_clicks(connection, "story_row", "shown WHERE clicked AND story_row > 0"),
-        Domain.PRODUCT: _read_clicks(connection, "product_row", "clicks WHERE product_row > 0"),
-    }
-    training = balance(_read_instances(connection, training_day), seed=seed)
-    test = _read_instances(connection, test_day)
+    training = balance(part.training, seed=seed)
     training_sums, test_sums = (
         sum_split(
             instances,
-            clicks=clicks,
+            clicks=part.clicks,
             categories=categories.places_N,
             num_categories=len(categories.ids_K) - 1,
             history_days=history_days,
             length=length,
         )
-        for instances in (training, test)
+        for instances in (training, part.test)
     )
-    users_U = np.unique(test.user_ids_B)
+    users_U = np.unique(part.test.user_ids_B)
     has_story_click_U, has_product_click_U = (
-        np.isin(users_U, log.user_ids_C[log.clicked_us_C < midnight_us(test_day)]) for log in clicks.values()
+        np.isin(users_U, log.user_ids_C[log.clicked_us_C < midnight_us(test_day)]) for log in part.clicks.values()
     )
     return Part(
-        impressions=_count_rows(connection, "shown", "story_row"),
-        product_clicks=_count_rows(connection, "clicks", "product_row"),
+        impressions=part.impressions,
+        product_clicks=part.product_clicks,
         training=training_sums,
         test=test_sums,
         cold_users=ColdUsers(

@@ -7,9 +7,8 @@ Suffixes: B = pictures, V = cover, 512.
 """
 
 import logging
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import astuple, dataclass
 from datetime import date
 from functools import partial
@@ -17,6 +16,7 @@ from itertools import islice
 
 import numpy as np
 
+from storyrec.ahead import read_ahead
 from storyrec.config import Config
 from storyrec.errors import DataError, StoryrecError
 from storyrec.features.cover_network import CoverNetwork, Floats, load_network
@@ -157,7 +157,7 @@ def _outcomes(
 ) -> Iterator[Outcome]:
     """What comes of each picture, in order; the next batch is read while the network has one."""
     with ThreadPoolExecutor(NUM_READERS) as pool:
-        pixels = _read_ahead(pool, read, (uri for _, uri in pictures), num_ahead=2 * batch_size)
+        pixels = read_ahead(pool, read, (uri for _, uri in pictures), num_ahead=2 * batch_size)
         for start in range(0, len(pictures), batch_size):
             batch = pictures[start : start + batch_size]
             found = list(islice(pixels, len(batch)))
@@ -183,23 +183,6 @@ def _read_picture(uri: str, *, files: PictureFiles, height: int, width: int, max
         return decode_picture(files.read(uri), height=height, width=width, max_pixels=max_pixels)
     except BrokenPicture as error:
         return error
-
-
-def _read_ahead(
-    pool: ThreadPoolExecutor, read: Callable[[str], Pixels], uris: Iterable[str], *, num_ahead: int
-) -> Iterator[Pixels]:
-    """Read in the order of the URIs, so many of them ahead."""
-    pending: deque[Future[Pixels]] = deque()
-    try:
-        for uri in uris:
-            pending.append(pool.submit(read, uri))
-            if len(pending) > num_ahead:
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
-    finally:
-        for future in pending:
-            future.cancel()
 
 
 def _watched(outcomes: Iterable[Outcome], pictures: Sequence[Picture], *, tracker: Tracker) -> Iterator[Outcome]:

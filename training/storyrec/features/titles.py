@@ -39,7 +39,6 @@ SAMPLE = 200_000  # titles with Han characters that pieces are learned from
 
 _SPACES = r"[\t\n\v\f\r]"
 _INVISIBLE = r"[\p{Cc}\p{Cf}]"
-_CHARACTERS = r"[\p{Han}\p{P}\p{S}]"
 _RUNS = r"\p{Han}+|[\p{P}\p{S}]"
 
 T = TypeVar("T")
@@ -138,7 +137,7 @@ class Vocabulary:
 
     def _number(self, titles: pa.StringArray) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
         """The numbers of all words, and where each title's start in them, with the end as last entry."""
-        units, starts = _split(titles, _RUNS)
+        units, starts = _split(titles)
         units = units.dictionary_encode()
         is_run_U = _are_runs(units.dictionary)
         cut = self._pieces.cut(units.dictionary.filter(pa.array(is_run_U)).to_pylist())
@@ -197,14 +196,27 @@ def split_titles(titles: Sequence[str] | pa.StringArray) -> tuple[pa.StringArray
     The end is the last entry. This is what Eq. 1 compares and the paper's title lengths count; models read
     `Vocabulary.encode`.
     """
-    return _split(_strings(titles), _CHARACTERS)
+    units, starts = _split(_strings(titles))
+    if not len(units):
+        return units, starts
+    _, offsets, texts = units.buffers()
+    bounds_U = np.frombuffer(offsets, np.int32)[units.offset : units.offset + len(units) + 1]
+    first, last = bounds_U[0], bounds_U[-1]
+    in_run = np.repeat(_are_runs(units), np.diff(bounds_U))
+    # the bytes of a character but its first one begin with the bits 10
+    begins = in_run & (np.frombuffer(texts, np.uint8)[first:last] & 0xC0 != 0x80)
+    begins[bounds_U[:-1] - first] = True
+    bounds = np.append(first + np.nonzero(begins)[0], last).astype(np.int32)
+    words = pa.StringArray.from_buffers(len(bounds) - 1, pa.py_buffer(bounds), texts)
+    return words, np.searchsorted(bounds, bounds_U)[starts]
 
 
-def _split(titles: pa.StringArray, words_of_their_own: str) -> tuple[pa.StringArray, npt.NDArray[np.int64]]:
+def _split(titles: pa.StringArray) -> tuple[pa.StringArray, npt.NDArray[np.int64]]:
+    """Units, and where each title's start."""
     texts = pc.utf8_lower(pc.utf8_normalize(titles, "NFKC"))
     texts = pc.replace_substring_regex(texts, _SPACES, " ")
     texts = pc.replace_substring_regex(texts, _INVISIBLE, "")
-    texts = pc.utf8_trim_whitespace(pc.replace_substring_regex(texts, words_of_their_own, r" \0 "))
+    texts = pc.utf8_trim_whitespace(pc.replace_substring_regex(texts, _RUNS, r" \0 "))
     # splitting nothing would give one empty word
     lists = pc.if_else(pc.equal(texts, ""), pa.scalar([], pa.list_(pa.string())), pc.utf8_split_whitespace(texts))
     lengths = np.asarray(pc.list_value_length(lists).to_numpy(zero_copy_only=False), np.int64)
@@ -217,7 +229,7 @@ def _are_runs(units: pa.StringArray) -> npt.NDArray[np.bool_]:
 
 def _count(titles: pa.StringArray, pieces: Pieces) -> dict[str, int]:
     """How often each word, each Han character and each piece of several is there."""
-    counted = pc.value_counts(_split(titles, _RUNS)[0])
+    counted = pc.value_counts(_split(titles)[0])
     units, counts_U = counted.field("values"), np.asarray(counted.field("counts"))
     is_run_U = _are_runs(units)
     counts = dict(zip(units.filter(pa.array(~is_run_U)).to_pylist(), counts_U[~is_run_U].tolist(), strict=True))
@@ -241,7 +253,7 @@ def _sample_runs(titles: Titles) -> list[str]:
     def draw(batch: pa.StringArray) -> list[str]:
         batch = batch.filter(_have_han(batch))
         is_drawn = pd.util.hash_array(batch.to_numpy(zero_copy_only=False), categorize=False) <= bound
-        units = _split(batch.filter(pa.array(is_drawn)), _RUNS)[0]
+        units = _split(batch.filter(pa.array(is_drawn)))[0]
         runs: list[str] = units.filter(pa.array(_are_runs(units))).to_pylist()
         return runs
 
