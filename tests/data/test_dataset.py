@@ -14,7 +14,7 @@ import pytest
 
 from builders import FIRST_DAY, planted_config, planted_dataset, write_partition, write_report, write_validated
 from s3_server import S3Server
-from storyrec.data import catalog_parts, parts
+from storyrec.data import parts
 from storyrec.data.build import build_dataset
 from storyrec.data.dataset import Dataset
 from storyrec.errors import DataError, MissingPartition, SchemaMismatch
@@ -257,7 +257,6 @@ def test_months_and_days_make_the_same_dataset(
     dataset: Dataset, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_month_bytes: int
 ) -> None:
     monkeypatch.setattr(parts, "SMALL_MONTH_BYTES", small_month_bytes)
-    monkeypatch.setattr(catalog_parts, "COVERS_AT_A_TIME", 7)
     assert build_dataset(planted_config(root), day=LAST_DAY, out=tmp_path / "dataset").digest == dataset.digest
     periods = {path.name.split(".")[0] for path in (root / "parts/stories").iterdir()}
     assert len(periods) == (5 if small_month_bytes == 0 else 1)

@@ -132,10 +132,23 @@ class FolderStorage(Storage):
         return found
 
     def read(self, key: str) -> bytes:
-        found = self.read_versioned(key)
-        if found is None:
-            raise StorageError(f"there is no '{key}'", where=self.url, remedy="check the location in the settings")
-        return found[0]
+        with self._opened(key) as file:
+            return file.read()
+
+    def sha256(self, key: str) -> str:
+        with self._opened(key) as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+    @contextlib.contextmanager
+    def _opened(self, key: str) -> Iterator[io.BufferedReader]:
+        try:
+            with (self.folder / key).open("rb") as file:
+                yield file
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
+            remedy = "check the location in the settings"
+            raise StorageError(f"there is no '{key}'", where=self.url, remedy=remedy) from error
+        except OSError as error:
+            raise _file_error("read", self.folder / key, error) from error
 
     def open(self, key: str) -> BinaryIO | None:
         try:

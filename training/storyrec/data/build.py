@@ -8,9 +8,11 @@ Suffixes: C = clicks, M = pairs, N = items with the padding row.
 
 import json
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import date
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -19,13 +21,21 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from storyrec.arrays import Texts, load_array, load_record, new_array
+from storyrec.arrays import load_array, load_record, new_array
 from storyrec.config import Config
 from storyrec.data.build_catalog import write_catalog
 from storyrec.data.build_instances import write_instances_by_spark, write_instances_here
 from storyrec.data.catalog import Catalog
 from storyrec.data.dataset import ARRAYS, FORMAT, RECORDS, SUMMARY, Dataset, Digest
-from storyrec.data.events import IMPRESSIONS, PRODUCT_CLICKS, Impressions, load_clicks, load_impressions, merged_places
+from storyrec.data.events import (
+    IMPRESSIONS,
+    PRODUCT_CLICKS,
+    STORY_CLICKS,
+    Impressions,
+    load_clicks,
+    load_impressions,
+    merged_places,
+)
 from storyrec.data.parts import Part, Parts
 from storyrec.data.sampling import is_sampled
 from storyrec.data.validated import ValidatedLogs
@@ -71,7 +81,8 @@ def build_dataset(config: Config, *, day: date, out: Path) -> Dataset:
 
 def _build(config: Config, logs: ValidatedLogs, parts: Parts, folder: Path, *, made_of: str) -> None:
     day, user_share = logs.day, config.windows.user_share
-    with track("build_dataset", total=6) as progress:
+    # covers are copied and words counted while the main thread goes on with the events
+    with track("build_dataset", total=6) as progress, ThreadPoolExecutor(1) as pool:
         windows = resolve_windows(
             day=day,
             days=sorted(logs.files["impressions"]),
@@ -81,39 +92,38 @@ def _build(config: Config, logs: ValidatedLogs, parts: Parts, folder: Path, *, m
         )
         progress.advance(note="catalogs")
         holdout_start, history_start = windows.holdout_start(day), windows.history_start(day)
-        products, known_products = write_catalog(logs, parts, "products", folder, holdout_start=holdout_start)
-        stories, known_stories = write_catalog(
-            logs, parts, "stories", folder, holdout_start=holdout_start, products=products
-        )
-        progress.advance(note="words")
-        titles = [*known_stories["title"].chunks, *known_products["title"].chunks]
-        vocabulary = train_vocabulary(
-            Texts(pa.concat_arrays(titles)),
+        written = partial(write_catalog, logs, parts, folder=folder, holdout_start=holdout_start, pool=pool)
+        products = written("products")
+        stories = written("stories", products=products.catalog)
+        words = pool.submit(
+            train_vocabulary,
+            pa.chunked_array([*stories.known_titles.chunks, *products.known_titles.chunks], pa.string()),
             size=config.features.vocabulary_size,
             min_count=config.features.min_word_count,
         )
-        vocabulary.save(folder / TOKENIZER)
-        del known_stories, known_products, titles
         progress.advance(note="clicks")
-        for kind, catalog, domain in ((IMPRESSIONS, stories, "story"), (PRODUCT_CLICKS, products, "product")):
-            files = logs.files[kind.name]
+        for kind, table, catalog in (
+            (STORY_CLICKS, "impressions", stories.catalog),
+            (PRODUCT_CLICKS, "product_clicks", products.catalog),
+        ):
+            files = logs.files[table]
             made = parts.make(kind, files, days=[d for d in files if d >= history_start])
             since = midnight_us(history_start)
             logs_since = [_some(load_clicks(part), since_us=since, user_share=user_share) for part in made]
-            _write_clicks(logs_since, folder, domain=domain, catalog=catalog)
+            _write_clicks(logs_since, folder, name=kind.name, catalog=catalog)
+        for kind in (IMPRESSIONS, STORY_CLICKS, PRODUCT_CLICKS):
             parts.forget(kind, before=history_start)
         progress.advance(note="instances")
         if config.spark.master:
-            left_out = write_instances_by_spark(config, logs, stories, windows, folder)
+            left_out = write_instances_by_spark(config, logs, stories.catalog, windows, folder)
         else:
-            left_out = write_instances_here(config, logs, parts, stories, windows, folder)
+            left_out = write_instances_here(config, logs, parts, stories.catalog, windows, folder)
+        progress.advance(note="words and covers")
+        vocabulary = words.result()
+        vocabulary.save(folder / TOKENIZER)
+        for written_catalog in (products, stories):
+            written_catalog.covers.result()
         progress.advance(note="digest")
-        digest = Digest(
-            day=day,
-            windows=windows,
-            sequence_length=config.features.sequence_length,
-            vocabulary=vocabulary,
-        ).of_folder(folder)
         content: dict[str, Any] = {name: load_record(kind, folder, name=name) for name, kind in RECORDS.items()}
         content |= {name: load_array(folder / f"{name}.npy") for name in ARRAYS}
         dataset = Dataset(
@@ -124,11 +134,17 @@ def _build(config: Config, logs: ValidatedLogs, parts: Parts, folder: Path, *, m
             unknown_words={},
             left_out=left_out,
             made_of=made_of,
-            digest=digest,
+            digest="",
             **content,
         )
-        unknown = dataset.count_unknown_words(vocabulary, max_words=config.features.max_title_words)
-        dataset = replace(dataset, unknown_words=unknown)
+        unknown = pool.submit(dataset.count_unknown_words, vocabulary, max_words=config.features.max_title_words)
+        digest = Digest(
+            day=day,
+            windows=windows,
+            sequence_length=config.features.sequence_length,
+            vocabulary=vocabulary,
+        ).of_folder(folder)
+        dataset = replace(dataset, unknown_words=unknown.result(), digest=digest)
         write_file(folder / SUMMARY, json.dumps(dataset.summary(), indent=2).encode())
         progress.advance()
 
@@ -156,11 +172,11 @@ class _Counter:
         )
 
 
-def _write_clicks(logs: Sequence[ClickLog], folder: Path, *, domain: str, catalog: Catalog) -> None:
+def _write_clicks(logs: Sequence[ClickLog], folder: Path, *, name: str, catalog: Catalog) -> None:
     """Write one log of all, and the catalog row of each click."""
     total = sum(map(len, logs))
-    names = [f"{domain}_clicks.{name}" for name in ("user_ids_C", "item_ids_C", "clicked_us_C")]
-    paths = [folder / f"{name}.npy" for name in (*names, f"{domain}_click_rows_C")]
+    fields = [f"{name}.{field}" for field in ("user_ids_C", "item_ids_C", "clicked_us_C")]
+    paths = [folder / f"{field}.npy" for field in (*fields, f"{name.removesuffix('s')}_rows_C")]
     for path in paths:
         new_array(path, (total,), np.int64)
     for log, places_C in zip(logs, merged_places(logs), strict=True):

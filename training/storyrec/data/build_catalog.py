@@ -3,6 +3,8 @@
 Suffixes: N = items with the padding row, R = log rows, M = pairs.
 """
 
+from concurrent.futures import Executor, Future
+from dataclasses import dataclass
 from datetime import date, timedelta
 from pathlib import Path
 
@@ -11,9 +13,9 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from storyrec.arrays import load_array, new_array, save_record
+from storyrec.arrays import load_array, load_record, new_array, save_record
 from storyrec.data.catalog import Catalog, mounted_pairs, newest_rows
-from storyrec.data.catalog_parts import CatalogRows, catalog_kind, covers_kind, load_rows
+from storyrec.data.catalog_parts import catalog_kind, covers_kind, load_rows, put_covers
 from storyrec.data.parts import Parts
 from storyrec.data.validated import ValidatedLogs
 from storyrec.errors import DataError
@@ -25,20 +27,38 @@ from storyrec.schema import COVER_WIDTH, TABLES
 Int64s = npt.NDArray[np.int64]
 
 
-def write_catalog(
-    logs: ValidatedLogs, parts: Parts, name: str, folder: Path, *, holdout_start: date, products: Catalog | None = None
-) -> tuple[Catalog, pa.Table]:
-    """Write the catalog at the end of the run's day, stories with their pairs.
+@dataclass(frozen=True)
+class WrittenCatalog:
+    """What was written.
 
-    Returns:
-        The catalog, and the log row of each item as the days before the held-out ones knew it.
+    Attributes:
+        catalog: at the end of the run's day.
+        known_titles: of each item, as the days before the held-out ones knew it.
+        covers: done when the catalog's covers are in their file.
     """
-    files = logs.files[name]
-    rows = load_rows(parts.make(catalog_kind(name), files, days=files), schema=TABLES[name])
-    newest_N = newest_rows(rows.table, before_us=midnight_us(logs.day + timedelta(days=1)))
+
+    catalog: Catalog
+    known_titles: pa.ChunkedArray
+    covers: Future[None]
+
+
+def write_catalog(
+    logs: ValidatedLogs,
+    parts: Parts,
+    name: str,
+    *,
+    folder: Path,
+    holdout_start: date,
+    pool: Executor,
+    products: Catalog | None = None,
+) -> WrittenCatalog:
+    """Write the catalog at the end of the run's day, stories with their pairs; the pool copies the covers."""
+    files, schema = logs.files[name], TABLES[name]
+    rows = load_rows(parts.make(catalog_kind(name), files, days=files), schema=schema)
+    newest_N = newest_rows(rows, before_us=midnight_us(logs.day + timedelta(days=1)))
     visual = folder / f"{name}.visual_raw_NV.npy"
     new_array(visual, (len(newest_N) + 1, COVER_WIDTH), np.float16)
-    catalog = Catalog.from_table(rows.table, newest_N=newest_N, visual_raw_NV=load_array(visual))
+    catalog = Catalog.from_table(rows, newest_N=newest_N, visual_raw_NV=load_array(visual))
     if not pc.any(pc.not_equal(pa.array(catalog.titles), "")).as_py():
         raise DataError(
             f"the catalog of {name} has {len(newest_N)} items and no title",
@@ -46,18 +66,22 @@ def write_catalog(
             where=f"validated/{name}",
             remedy=f"look into quarantine/{name} and the validation reports",
         )
-    rows_R = np.zeros(rows.table.num_rows, np.int64)
+    rows_R = np.zeros(rows.num_rows, np.int64)
     rows_R[newest_N] = np.arange(1, len(newest_N) + 1)
-    rows.put_covers(visual, rows_R=rows_R)
-    prefix, files = logs.covers[name]
-    embedded = load_rows(parts.make(covers_kind(name, prefix=prefix), files, days=files), schema=OUTCOMES)
-    embedded.put_covers(visual, rows_R=_embedded_rows(embedded, catalog=catalog, log=rows, newest_N=newest_N))
+    prefix, pictures = logs.covers[name]
+    embedded = load_rows(parts.make(covers_kind(name, prefix=prefix), pictures, days=pictures), schema=OUTCOMES)
+    embedded_rows_R = _embedded_rows(embedded, catalog=catalog, log=rows, newest_N=newest_N)
 
-    before = rows.table.slice(0, int(np.searchsorted(rows.day_R, day_number(holdout_start))))
+    def put_all_covers() -> None:
+        put_covers(logs.storage, pictures, schema=OUTCOMES, path=visual, rows_R=embedded_rows_R)
+        put_covers(logs.storage, files, schema=schema, path=visual, rows_R=rows_R)  # the log's own cover wins
+
+    covers = pool.submit(put_all_covers)
+    before = rows.slice(0, int(np.searchsorted(rows["day"].to_numpy(), day_number(holdout_start))))
     known = before.take(pa.array(newest_rows(before, before_us=midnight_us(holdout_start))))
     if products is not None:
         end_us, start_us = midnight_us(logs.day + timedelta(days=1)), midnight_us(holdout_start)
-        newest = rows.table.take(pa.array(newest_N))
+        newest = rows.take(pa.array(newest_N))
         all_pairs_M2, pairs_M2 = (
             mounted_pairs(table, story_catalog=catalog, product_catalog=products, products_before_us=before_us)
             for table, before_us in ((newest, end_us), (known, start_us))
@@ -67,16 +91,18 @@ def write_catalog(
         np.save(folder / "pairs_M2.npy", pairs_M2)
         np.save(folder / "holdout_pairs_M2.npy", all_pairs_M2[is_new_M])
     save_record(catalog, folder, name=name, without=("visual_raw_NV",))
-    return catalog, known
+    # what is written need not be in memory any longer
+    return WrittenCatalog(load_record(Catalog, folder, name=name), known["title"], covers)
 
 
-def _embedded_rows(embedded: CatalogRows, *, catalog: Catalog, log: CatalogRows, newest_N: Int64s) -> Int64s:
+def _embedded_rows(embedded: pa.Table, *, catalog: Catalog, log: pa.Table, newest_N: Int64s) -> Int64s:
     """The catalog row that takes each embedded cover; 0 where the item's newest log row is not what was embedded."""
-    rows_R = catalog.rows(to_int64(embedded.table["item_id"]))
+    rows_R = catalog.rows(to_int64(embedded["item_id"]))
     (known,) = np.nonzero(rows_R)
-    place = newest_N[rows_R[known] - 1]
-    same_uri = pc.equal(log.table["cover_uri"].take(pa.array(place)), embedded.table["cover_uri"].take(pa.array(known)))
-    is_same = np.asarray(pc.fill_null(same_uri, False).to_numpy(), bool) & (log.day_R[place] == embedded.day_R[known])
-    is_same &= ~log.has_cover_R[place]
-    rows_R[known[~is_same]] = 0
+    newest, outcomes = log.take(pa.array(newest_N[rows_R[known] - 1])), embedded.take(pa.array(known))
+    is_same = pc.and_(
+        pc.equal(newest["cover_uri"], outcomes["cover_uri"]),
+        pc.equal(newest["day"], outcomes["day"]),
+    )
+    rows_R[known[~np.asarray(pc.fill_null(is_same, False).to_numpy(), bool)]] = 0
     return rows_R

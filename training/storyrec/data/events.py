@@ -5,6 +5,7 @@ Suffixes: B = impressions, C = clicks, U = distinct users.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -85,22 +86,13 @@ class Impressions:
         )
         return cls.from_arrays(user_ids_B, story_ids_B, shown_us_B, clicked_B)
 
-    @property
-    def clicks(self) -> ClickLog:
-        """The clicked ones."""
-        clicked = self.take(self.clicked_B)
-        return ClickLog(clicked.user_ids_B, clicked.story_ids_B, clicked.shown_us_B)
-
 
 def _write_impressions(storage: Storage, files: Files, *, folder: Path) -> None:
-    impressions = Impressions.from_table(_read(storage, Domain.STORY, files))
-    save_record(impressions, folder, name="impressions")
-    save_record(impressions.clicks, folder, name="clicks")
+    save_record(Impressions.from_table(_read(storage, Domain.STORY, files)), folder, name="impressions")
 
 
-def _write_product_clicks(storage: Storage, files: Files, *, folder: Path) -> None:
-    clicks = ClickLog.from_table(_read(storage, Domain.PRODUCT, files), Domain.PRODUCT)
-    save_record(clicks, folder, name="clicks")
+def _write_clicks(storage: Storage, files: Files, *, folder: Path, domain: Domain) -> None:
+    save_record(ClickLog.from_table(_read(storage, domain, files), domain), folder, name="clicks")
 
 
 def _read(storage: Storage, domain: Domain, files: Files) -> pa.Table:
@@ -112,7 +104,9 @@ def _read(storage: Storage, domain: Domain, files: Files) -> pa.Table:
 
 
 IMPRESSIONS = Kind("impressions", _write_impressions)
-PRODUCT_CLICKS = Kind("product_clicks", _write_product_clicks)
+STORY_CLICKS = Kind("story_clicks", partial(_write_clicks, domain=Domain.STORY))
+"""Of the impressions; most days of the history need nothing else of them."""
+PRODUCT_CLICKS = Kind("product_clicks", partial(_write_clicks, domain=Domain.PRODUCT))
 
 
 def load_impressions(part: Part) -> Impressions:
@@ -121,7 +115,7 @@ def load_impressions(part: Part) -> Impressions:
 
 
 def load_clicks(part: Part) -> ClickLog:
-    """The clicks of a part of either table, memory-mapped."""
+    """The clicks of a part of either domain, memory-mapped."""
     return load_record(ClickLog, part.folder, name="clicks")
 
 

@@ -19,7 +19,7 @@ from typing import Protocol
 
 from storyrec.storage import Stamp, Storage, write_file, write_folder
 
-FORMAT = 1
+FORMAT = 2
 """Raised whenever the same files give other arrays."""
 
 SMALL_MONTH_BYTES = 8 * 2**20

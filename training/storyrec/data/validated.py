@@ -14,6 +14,7 @@ class ValidatedLogs:
     """Files by day, up to and including the run's day; a day counts once its report is written.
 
     Attributes:
+        storage: the work folder or prefix.
         day: the run's day.
         files: of each table of the log contract.
         covers: of each catalog table, what came of its pictures: their prefix and files.
@@ -26,7 +27,7 @@ class ValidatedLogs:
             MissingPartition: the run's day was stopped or is not validated.
         """
         self.day = day
-        self._storage = storage
+        self.storage = storage
         reports = set(storage.list("reports/dt="))
         self._check_validated(reports)
         self.files = {
@@ -51,11 +52,11 @@ class ValidatedLogs:
         if key not in reports:
             raise self._missing("is not validated")
         try:
-            report = json.loads(self._storage.read(key))
+            report = json.loads(self.storage.read(key))
         except ValueError as error:
             raise DataError(
                 f"the validation report is not JSON: {error}",
-                where=f"{self._storage.url}/{key}",
+                where=f"{self.storage.url}/{key}",
                 remedy=f"run validate_logs for {self.day} again",
             ) from error
         if isinstance(report, dict) and report.get("status") == "stopped":
@@ -65,6 +66,6 @@ class ValidatedLogs:
         return MissingPartition(
             f"day {self.day} {what}",
             expected=f"{VALIDATED}impressions/dt={self.day} and reports/dt={self.day}.json of a day that passed",
-            where=self._storage.url,
+            where=self.storage.url,
             remedy=f"run validate_logs for {self.day}, mend what its report names, or run another day",
         )

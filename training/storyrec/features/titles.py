@@ -10,6 +10,7 @@ R = those of them that are runs.
 """
 
 import json
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -184,8 +185,14 @@ def train_vocabulary(titles: Titles, *, size: int, min_count: int) -> Vocabulary
     runs = _sample_runs(titles)
     pieces = Pieces(learn_pieces(runs, longest=LONGEST_PIECE, size=size, min_count=min_count) if runs else [])
     counts: Counter[str] = Counter()
+    pieces_T = np.zeros(len(pieces.words), np.int64)
+    characters = np.zeros(sys.maxunicode + 1, np.int64)
     for counted in _each_batch(titles, lambda batch: _count(batch, pieces)):
-        counts.update(counted)
+        counts.update(counted.words)
+        pieces_T += counted.pieces_T
+        characters[: len(counted.characters)] += counted.characters
+    counts.update(dict(zip(pieces.words, pieces_T.tolist(), strict=True)))
+    counts.update({chr(code): int(characters[code]) for code in np.nonzero(characters)[0]})
     ranked = sorted((-count, word) for word, count in counts.items() if count >= min_count)
     return Vocabulary((*_RESERVED, *(word for _, word in ranked[: size - NUM_RESERVED])))
 
@@ -227,20 +234,27 @@ def _are_runs(units: pa.StringArray) -> npt.NDArray[np.bool_]:
     return np.asarray(pc.match_substring_regex(units, r"^\p{Han}").to_numpy(zero_copy_only=False), bool)
 
 
-def _count(titles: pa.StringArray, pieces: Pieces) -> dict[str, int]:
-    """How often each word, each Han character and each piece of several is there."""
+@dataclass(frozen=True)
+class _Counts:
+    """How often each word is there, each piece, [T], and each Han character, by code point."""
+
+    words: dict[str, int]
+    pieces_T: npt.NDArray[np.int64]
+    characters: npt.NDArray[np.int64]
+
+
+def _count(titles: pa.StringArray, pieces: Pieces) -> _Counts:
     counted = pc.value_counts(_split(titles)[0])
     units, counts_U = counted.field("values"), np.asarray(counted.field("counts"))
     is_run_U = _are_runs(units)
-    counts = dict(zip(units.filter(pa.array(~is_run_U)).to_pylist(), counts_U[~is_run_U].tolist(), strict=True))
+    words = dict(zip(units.filter(pa.array(~is_run_U)).to_pylist(), counts_U[~is_run_U].tolist(), strict=True))
     runs, counts_R = units.filter(pa.array(is_run_U)).to_pylist(), counts_U[is_run_U]
     cut = pieces.cut(runs)
     pieces_T = np.bincount(cut.places_T + 1, np.repeat(counts_R, cut.lengths_R), len(pieces.words) + 1)[1:]
-    counts |= {piece: int(count) for piece, count in zip(pieces.words, pieces_T, strict=True) if count}
     lengths_R = np.fromiter(map(len, runs), np.int64, len(runs)) + 1
     characters = np.bincount(code_points(runs), np.repeat(counts_R, lengths_R))
     characters[ord(" ") :][:1] = 0
-    return counts | {chr(code): int(characters[code]) for code in np.nonzero(characters)[0]}
+    return _Counts(words, pieces_T.astype(np.int64), characters.astype(np.int64))
 
 
 def _sample_runs(titles: Titles) -> list[str]:
