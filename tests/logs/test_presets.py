@@ -16,7 +16,7 @@ from storyrec.logs.simulate import simulate
 from storyrec.logs.simulate.coined import Coined, coin
 from storyrec.logs.simulate.dirt import FIRST_FAULTY_ID
 from storyrec.logs.simulate.lexicon import load_lexicon
-from storyrec.logs.simulate.presets import PRESETS
+from storyrec.logs.simulate.presets import CALIBRATED_USERS, PRESETS
 from storyrec.logs.simulate.wording import spell
 from storyrec.logs.simulate.world import draw_catalogs
 from storyrec.schema import SOURCES
@@ -217,3 +217,12 @@ def test_the_laptops_preset_has_nothing_of_all_this(tmp_path: Path) -> None:
     assert found.impressions.groupby("request_id").shown_at.nunique().eq(1).all()
     assert set(found.impressions.shown_at.dt.hour) <= set(range(6, 24))
     assert timedelta(days=NUM_DAYS) > found.impressions.shown_at.max() - found.impressions.shown_at.min()
+
+
+def test_a_larger_marketplace_has_a_lower_logit() -> None:
+    assert SRD_1.at(CALIBRATED_USERS) == SRD_1
+    shifts = np.subtract(SRD_1.at(4 * CALIBRATED_USERS).hour_logit, SRD_1.hour_logit)
+    assert shifts == pytest.approx(np.full(24, 2 * SRD_1.size_logit))
+    assert SRD_1.size_logit < 0
+    laptop = PRESETS["laptop"]
+    assert laptop.at(1_000_000) == laptop

@@ -108,9 +108,8 @@ def _build(config: Config, logs: ValidatedLogs, parts: Parts, folder: Path, *, m
         ):
             files = logs.files[table]
             made = parts.make(kind, files, days=[d for d in files if d >= history_start])
-            since = midnight_us(history_start)
-            logs_since = [_some(load_clicks(part), since_us=since, user_share=user_share) for part in made]
-            _write_clicks(logs_since, folder, name=kind.name, catalog=catalog)
+            since = partial(_some, since_us=midnight_us(history_start), user_share=user_share)
+            _write_clicks([since(load_clicks(part)) for part in made], folder, name=kind.name, catalog=catalog)
         for kind in (IMPRESSIONS, STORY_CLICKS, PRODUCT_CLICKS):
             parts.forget(kind, before=history_start)
         progress.advance(note="instances")

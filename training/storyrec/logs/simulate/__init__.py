@@ -125,7 +125,7 @@ def simulate(
             partial(
                 _write_events,
                 latents,
-                preset=proportions,
+                preset=proportions.at(num_users),
                 truth=truth,
                 part=part,
                 users_per_part=USERS_PER_PART,

@@ -2,9 +2,12 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, Literal
+
+CALIBRATED_USERS = 12_000
+"""What the Taobao-like presets were calibrated with."""
 
 BySource = tuple[float, float, float, float, float, float]
 
@@ -40,6 +43,8 @@ class Preset:
         productless_share: users who never click a product.
         hour_weights: how many visits begin in each hour; none before 1 h, so that what precedes it is of the same day.
         hour_logit: added to every logit of an hour.
+        size_logit: added to every logit for each time that the users doubled since CALIBRATED_USERS: among more stories
+            a list finds more of what its user likes.
         source_supply: new stories by source, in the order of `SOURCES`; invented, as are the next two, for the paper's
             Fig. 1 has no numbers.
         source_exposure: how often a source's story is shown, relative to others.
@@ -72,11 +77,17 @@ class Preset:
     productless_share: float = 0.0
     hour_weights: tuple[int, ...] = (0, 0, 0, 0, 0, 0, 1, 2, 3, 3, 3, 3, 4, 4, 3, 3, 3, 4, 5, 6, 7, 7, 5, 0)
     hour_logit: tuple[float, ...] = (0.0,) * 24
+    size_logit: float = 0.0
     source_supply: BySource = (0.14, 0.10, 0.04, 0.46, 0.20, 0.06)
     source_exposure: BySource = (1.6, 1.1, 1.3, 0.8, 0.9, 0.4)
     source_logit: BySource = (0.20, -0.05, 0.15, 0.05, -0.15, -0.30)
     language: Literal["en", "zh"] = "en"
     latin_share: float = 0.0
+
+    def at(self, num_users: int) -> "Preset":
+        """The preset as it is for so many users."""
+        shift = self.size_logit * math.log2(num_users / CALIBRATED_USERS)
+        return replace(self, hour_logit=tuple(logit + shift for logit in self.hour_logit))
 
     def num_old_products(self, num_users: int) -> int:
         """Products from the start, for so many users."""
@@ -96,7 +107,7 @@ _VISITS = (0, 8, 4, 2, 2, 2, 5, 10, 14, 17, 20, 22, 28, 27, 25, 26, 30, 36, 48, 
 _READINESS = tuple(round(0.015 + 0.22 * math.cos((hour - 21) / 12 * math.pi), 2) for hour in range(24))
 
 _LIKE_TAOBAO: dict[str, Any] = {
-    "format": 2,
+    "format": 3,
     "base_new_stories": 1_000,
     "has_drawn_lengths": True,
     "clickbait_share": 0.04,
@@ -114,6 +125,7 @@ _LIKE_TAOBAO: dict[str, Any] = {
     "productless_share": 0.004,
     "hour_weights": _VISITS,
     "hour_logit": _READINESS,
+    "size_logit": -0.026,
     "source_supply": (0.20, 0.12, 0.05, 0.34, 0.23, 0.06),
     "source_exposure": (1.8, 1.2, 1.6, 0.6, 0.7, 0.3),
     "source_logit": (0.30, -0.10, 0.25, 0.05, -0.35, -0.50),
