@@ -9,9 +9,9 @@ than the disk takes them, or the disk refuses, answers are dropped and counted.
 import io
 import logging
 import os
-import queue
 import threading
 import time
+from collections import deque
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -67,48 +67,41 @@ class AnswerLog:
     """
 
     def __init__(self, folder: Path, *, flush_seconds: float, max_waiting: int = MAX_WAITING) -> None:
-        self.folder, self._flush_seconds = folder, flush_seconds
-        self._waiting: queue.Queue[Answer | Failure | None] = queue.Queue(max_waiting)
+        self.folder, self._flush_seconds, self._max_waiting = folder, flush_seconds, max_waiting
+        self._waiting: deque[Answer | Failure] = deque()
+        self._is_closed, self._wake = False, threading.Event()
         self._number = 0
         self._writer = threading.Thread(target=self._write_all, name="answer-log", daemon=True)
         self._writer.start()
 
     def put(self, answer: Answer | Failure) -> None:
         """Have an answer written, or drop it where too many wait."""
-        try:
-            self._waiting.put_nowait(answer)
-        except queue.Full:
+        if len(self._waiting) >= self._max_waiting:
             ANSWERS_DROPPED.inc()
+            return
+        self._waiting.append(answer)
+        if len(self._waiting) >= ANSWERS_A_FILE:
+            self._wake.set()
 
     def close(self) -> None:
         """Write what waits and end."""
-        self._waiting.put(None)
+        self._is_closed = True
+        self._wake.set()
         self._writer.join(30)
 
     def _write_all(self) -> None:
-        more = True
-        while more:
-            batch, more = self._next_batch()
+        while self._waiting or not self._is_closed:
+            # many at once: a thread that wakes for each answer takes turns with the requests
+            if len(self._waiting) < ANSWERS_A_FILE and not self._is_closed:
+                self._wake.wait(self._flush_seconds)
+                self._wake.clear()
             by_day: dict[str, list[Answer | Failure]] = {}
-            for answer in batch:
+            for _ in range(min(len(self._waiting), ANSWERS_A_FILE)):
+                answer = self._waiting.popleft()
                 day = datetime.fromtimestamp(answer.answered_us / 1e6, UTC).date().isoformat()
                 by_day.setdefault(day, []).append(answer)
             for day, answers in by_day.items():
                 self._write(day, answers)
-
-    def _next_batch(self) -> tuple[list[Answer | Failure], bool]:
-        """Answers of `flush_seconds`, a file's worth at most, and whether more may come."""
-        batch: list[Answer | Failure] = []
-        ends = time.monotonic() + self._flush_seconds
-        while len(batch) < ANSWERS_A_FILE:
-            try:
-                answer = self._waiting.get(timeout=max(0.0, ends - time.monotonic()))
-            except queue.Empty:
-                break
-            if answer is None:
-                return batch, False
-            batch.append(answer)
-        return batch, True
 
     def _write(self, day: str, answers: list[Answer | Failure]) -> None:
         self._number += 1
