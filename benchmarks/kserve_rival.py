@@ -35,7 +35,7 @@ class Ranker(Model):
         inputs = {tensor.name: tensor.as_numpy() for tensor in payload.inputs}
         scores = self.session.run(["probabilities_B"], inputs)[0]
         output = InferOutput("scores", list(scores.shape), "FP32", scores.tolist())
-        return InferResponse(payload.id, NAME, [output])
+        return InferResponse(payload.id or "1", NAME, [output])  # without an id KServe answers 500
 
 
 if __name__ == "__main__":

@@ -281,8 +281,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         servers = {
             "this server": serving_ids(path, clicks, Path(scratch)),
-            "KServe": serving_tensors(path, Path(scratch)),
             "a constant": serving_nothing(Path(scratch)),
+            "KServe": serving_tensors(path, Path(scratch)),
         }
         for kind, server in servers.items():
             with server as (address, pid):

@@ -53,6 +53,7 @@ SCHEMA = pa.schema(
 )
 MAX_WAITING = 10_000
 ANSWERS_A_FILE = 5_000
+ANSWERS_A_PIECE, PAUSE_SECONDS = 10, 0.005
 
 log = logging.getLogger(__name__)
 
@@ -108,14 +109,22 @@ class AnswerLog:
         name = f"part-{time.time_ns()}-{os.getpid()}-{self._number}.parquet"
         buffer = io.BytesIO()
         try:
-            table = pa.Table.from_pylist([row(answer) for answer in answers], SCHEMA)
-            pq.write_table(table, buffer, compression="zstd")
+            pq.write_table(_table(answers), buffer, compression="zstd")
             write_file(self.folder / f"dt={day}" / name, buffer.getvalue())
         except Exception as error:  # whatever it is: an error that ended this thread would end all logging
             ANSWERS_DROPPED.inc(len(answers))
             log.error("%d answers were not logged: %s: %s", len(answers), type(error).__name__, error)
         else:
             ANSWERS_LOGGED.inc(len(answers))
+
+
+def _table(answers: list[Answer | Failure]) -> pa.Table:
+    batches = []
+    for start in range(0, len(answers), ANSWERS_A_PIECE):
+        rows = [row(answer) for answer in answers[start : start + ANSWERS_A_PIECE]]
+        batches.append(pa.RecordBatch.from_pylist(rows, SCHEMA))
+        time.sleep(PAUSE_SECONDS)  # no request is answered while a piece is made
+    return pa.Table.from_batches(batches, SCHEMA)
 
 
 def row(answer: Answer | Failure) -> dict[str, Any]:

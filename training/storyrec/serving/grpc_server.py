@@ -2,7 +2,7 @@
 
 import math
 import time
-from typing import NoReturn
+from typing import NoReturn, TypeAlias
 
 import grpc
 import numpy as np
@@ -23,7 +23,7 @@ from storyrec.serving.recommender import BadRequest, Recommender
 from storyrec.serving.served import NotServed
 
 ROUTE = "grpc infer"
-Context = grpc.aio.ServicerContext
+Context: TypeAlias = grpc.aio.ServicerContext
 
 
 async def start_grpc(recommender: Recommender, *, host: str, port: int, max_body_bytes: int) -> grpc.aio.Server:
