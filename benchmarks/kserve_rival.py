@@ -10,6 +10,7 @@ RANKER is the file `ranker_of_one_user.onnx` of a bundle. KServe has its own env
 lock's do not meet.
 """
 
+import logging
 import sys
 
 import onnxruntime
@@ -39,5 +40,6 @@ class Ranker(Model):
 
 
 if __name__ == "__main__":
+    logging.disable(logging.INFO)  # a line a request
     server = ModelServer(http_port=int(sys.argv[2]), enable_grpc=False)
     server.start([Ranker(sys.argv[1])])

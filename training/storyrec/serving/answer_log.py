@@ -91,6 +91,7 @@ class AnswerLog:
         self._writer.join(30)
 
     def _write_all(self) -> None:
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)  # this thread's; requests come first
         while self._waiting or not self._is_closed:
             # many at once: a thread that wakes for each answer takes turns with the requests
             if len(self._waiting) < ANSWERS_A_FILE and not self._is_closed:
