@@ -1,15 +1,17 @@
-"""How long the model server takes to answer, against the same model served on JSON tensors and against the bare model.
+"""How long the model server takes to answer, against the same model served by KServe and against the bare model.
 
     python benchmarks/serving.py BUNDLE [--rates 25,50,100] [--seconds 20] [--soak MINUTES]
 
 BUNDLE is the folder of a trained bundle. Requests come in an open loop: Poisson arrivals at a fixed rate, each latency
 counted from the moment at which the request was due, so a server that falls behind cannot hide it. Users are drawn by
 Zipf's law with full sequences, 5 % of the candidates are unknown, their number is lognormal around 300 up to 1,000;
-and once more 500 in each request. Clicks come from memory, not from a store. Generator and server have a core each.
+and once more 500 in each request. Clicks come from memory, not from a store; answers are logged. Generator and server
+have a core each.
 
-The rival takes what KServe's servers take, the item vectors of candidates and clicks as JSON tensors, over FastAPI with
-the same graph (KServe itself is not run); its clients' work of finding vectors and writing JSON is not
-counted. The floor is ONNX Runtime alone, in one process, on requests of the same sizes.
+The rival is a server of KServe's SDK with the same graph (`kserve_rival.py`), which takes the item vectors of
+candidates and clicks as JSON tensors; its clients' work of finding vectors and writing JSON is not counted. The floors
+are ONNX Runtime alone, in one process, on requests of the same sizes, and what the measurement itself takes: the same
+requests to a server that reads them and answers with a constant.
 """
 
 import argparse
@@ -18,6 +20,7 @@ import http.client
 import json
 import os
 import queue
+import signal
 import subprocess
 import sys
 import tempfile
@@ -28,15 +31,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import numpy.typing as npt
 from measure import describe_machine
 
-from storyrec.bundle import Bundle
+from storyrec.bundle import RANKER_OF_ONE_USER, Bundle
 from storyrec.config import Config, save_config
 from storyrec.registry import push_bundle, switch_champion
 from storyrec.serving.oip import MODEL_NAME
 from storyrec.serving.ranking import Clicks, cut_history, ranker_inputs
+from storyrec.serving.server import listen
 from storyrec.storage import FolderStorage
 
 NOW_US = 20_600 * 86_400_000_000
@@ -44,6 +49,8 @@ NUM_USERS, NUM_DISTINCT, NUM_CONNECTIONS = 1_000, 200, 32
 UNKNOWN_SHARE, FIXED = 0.05, 500
 GENERATOR_CORE, SERVER_CORE = 0, (os.cpu_count() or 1) - 1
 SOAK_RATE, SOAK_STEPS = 50.0, 10
+BEHIND_MILLISECONDS = 1_000.0
+"""A server whose median is beyond it has fallen behind, and is not asked for more a second."""
 
 Floats = npt.NDArray[np.float64]
 
@@ -101,73 +108,87 @@ def serving_ids(bundle: Path, clicks: dict[int, tuple[Clicks, Clicks]], scratch:
     switch_champion(registry, version=push_bundle(registry, bundle), day=day, expected_version=None)
     settings = Config().model_dump(mode="json")
     settings["locations"] |= {"registry": registry.url}
-    settings["serving"] |= {"port": 0, "cache": str(scratch / "cache")}
+    settings["serving"] |= {"port": 0, "cache": str(scratch / "cache"), "answers": str(scratch / "answers")}
     save_config(Config.model_validate_json(json.dumps(settings)), scratch / "settings.toml")
     lists = {
         user: [np.asarray(values).tolist() for of in both for values in (of.item_ids_C, of.clicked_us_C)]
         for user, both in clicks.items()
     }
     (scratch / "clicks.json").write_text(json.dumps(lists))
-    command = ["-m", "storyrec.serving.rehearsal_server", "settings.toml", "clicks.json"]
-    with _on_its_core(command, cwd=scratch) as (line, pid):
-        yield line.split("http://")[1].split()[0], pid
+    command = [sys.executable, "-m", "storyrec.serving.rehearsal_server", "settings.toml", "clicks.json"]
+    with _on_its_core(command, cwd=scratch) as server:
+        yield _said(server).split("http://")[1].split()[0], server.pid
 
 
 @contextlib.contextmanager
 def serving_tensors(bundle: Path, scratch: Path) -> Iterator[tuple[str, int]]:
-    """The rival on the same core; its address and process id."""
-    with _on_its_core([__file__, str(bundle), "--tensor-server"], cwd=scratch) as (line, pid):
-        yield line.strip(), pid
+    """The rival on the same core, in its own environment; its address and process id."""
+    with listen("127.0.0.1", 0) as free:
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    script = str(Path(__file__).with_name("kserve_rival.py"))
+    command = [sys.executable, "-m", "uv", "run", "--quiet", "--script", script, str(bundle / RANKER_OF_ONE_USER)]
+    with _on_its_core([*command, address.split(":")[1]], cwd=scratch) as server:
+        while not _is_ready(address):
+            assert server.poll() is None, "the rival ended"
+            time.sleep(0.5)
+        yield address, server.pid
 
 
 @contextlib.contextmanager
-def _on_its_core(command: Sequence[str], *, cwd: Path) -> Iterator[tuple[str, int]]:
+def serving_nothing(scratch: Path) -> Iterator[tuple[str, int]]:
+    """A server of constants on the same core; its address and process id."""
+    with _on_its_core([sys.executable, __file__, ".", "--constant-server"], cwd=scratch) as server:
+        yield _said(server).strip(), server.pid
+
+
+def serve_constants() -> None:
+    """Read each request and answer with as much as scores take; prints the address."""
+    import uvicorn
+    from starlette.types import Receive, Scope, Send
+
+    answer = json.dumps({"data": [1 / 3] * FIXED}).encode()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        while (await receive()).get("more_body"):
+            pass
+        headers = [(b"content-length", str(len(answer)).encode())]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": answer})
+
+    with listen("127.0.0.1", 0) as listener:
+        print(f"127.0.0.1:{listener.getsockname()[1]}", flush=True)
+        config = uvicorn.Config(app, lifespan="off", log_level="warning", access_log=False)
+        uvicorn.Server(config).run(sockets=[listener])
+
+
+@contextlib.contextmanager
+def _on_its_core(command: Sequence[str], *, cwd: Path) -> Iterator[subprocess.Popen[str]]:
     server = subprocess.Popen(
-        [sys.executable, *command],
+        command,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
         cwd=cwd,
+        start_new_session=True,
         preexec_fn=lambda: os.sched_setaffinity(0, {SERVER_CORE}),
     )
     try:
-        assert server.stdout is not None
-        yield server.stdout.readline(), server.pid
+        yield server
     finally:
-        server.kill()
+        os.killpg(server.pid, signal.SIGKILL)  # uv starts the rival as a child
         server.communicate()
 
 
-def serve_tensors(bundle: Bundle) -> None:
-    """Answer inference requests that carry tensors, as KServe's Python servers do; prints the address."""
-    import uvicorn
-    from fastapi import FastAPI
-    from pydantic import BaseModel
+def _said(server: subprocess.Popen[str]) -> str:
+    assert server.stdout is not None
+    return server.stdout.readline()
 
-    from storyrec.serving.server import listen
 
-    class Tensor(BaseModel):
-        name: str
-        shape: list[int]
-        datatype: str
-        data: list[Any]
-
-    class Body(BaseModel):
-        inputs: list[Tensor]
-
-    app = FastAPI()
-
-    @app.post(f"/v2/models/{MODEL_NAME}/infer")
-    def infer(body: Body) -> dict[str, Any]:
-        kinds = {"FP32": np.float32, "INT64": np.int64}
-        inputs = {t.name: np.array(t.data, kinds[t.datatype]).reshape(t.shape) for t in body.inputs}
-        scores = bundle.rank_candidates(**inputs)
-        output = {"name": "scores", "shape": [len(scores)], "datatype": "FP32", "data": scores.tolist()}
-        return {"model_name": MODEL_NAME, "outputs": [output]}
-
-    with listen("127.0.0.1", 0) as listener:
-        print(f"127.0.0.1:{listener.getsockname()[1]}", flush=True)
-        uvicorn.Server(uvicorn.Config(app, log_level="warning")).run(sockets=[listener])
+def _is_ready(address: str) -> bool:
+    try:
+        return httpx.get(f"http://{address}/v2/models/{MODEL_NAME}/ready").is_success
+    except httpx.TransportError:
+        return False
 
 
 def load(address: str, bodies: Sequence[bytes], *, rate: float, seconds: float) -> tuple[Floats, int]:
@@ -241,13 +262,13 @@ def main() -> None:
     parser.add_argument("--rates", default="25,50,100")
     parser.add_argument("--seconds", type=float, default=20.0)
     parser.add_argument("--soak", type=float, default=0.0, metavar="MINUTES")
-    parser.add_argument("--tensor-server", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--constant-server", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.constant_server:
+        serve_constants()
+        return
     path = options.bundle.resolve()
     bundle = Bundle.load(path)
-    if options.tensor_server:
-        serve_tensors(bundle)
-        return
     clicks = draw_clicks(bundle)
     os.sched_setaffinity(0, {SERVER_CORE})
     drawn = {
@@ -260,23 +281,31 @@ def main() -> None:
     print(f"{'':<34} {'rate':>10} " + " ".join(f"{name:>9}" for name in ("p50", "p95", "p99", "max", "failed")))
     medians: dict[tuple[str, float], dict[str, Floats]] = {}
     with tempfile.TemporaryDirectory() as scratch:
-        servers = {"ids": serving_ids(path, clicks, Path(scratch)), "tensors": serving_tensors(path, Path(scratch))}
+        servers = {
+            "this server": serving_ids(path, clicks, Path(scratch)),
+            "a constant": serving_nothing(Path(scratch)),
+            "KServe": serving_tensors(path, Path(scratch)),
+        }
         for kind, server in servers.items():
             with server as (address, pid):
                 for name, requests in drawn.items():
-                    bodies = [getattr(request, kind) for request in requests]
+                    bodies = [request.tensors if kind == "KServe" else request.ids for request in requests]
                     load(address, bodies, rate=20.0, seconds=2.0)  # warm
                     for rate in map(float, options.rates.split(",")):
                         milliseconds, failed = load(address, bodies, rate=rate, seconds=options.seconds)
                         report(f"{kind}, {name}", milliseconds, rate=rate, failed=failed)
                         medians.setdefault((name, rate), {})[kind] = np.percentile(milliseconds, [50, 99])
-                if kind == "ids" and options.soak:
+                        if np.median(milliseconds) > BEHIND_MILLISECONDS:
+                            break
+                if kind == "this server" and options.soak:
                     soak(address, pid, [request.ids for request in drawn["mixed"]], minutes=options.soak)
     for name, milliseconds in floors.items():
         report(f"ONNX Runtime alone, {name}", milliseconds)
     for (name, rate), by_kind in medians.items():
-        ratios = by_kind["tensors"] / by_kind["ids"]
-        print(f"tensors take {ratios[0]:.1f} times as long at the median, {ratios[1]:.1f} at p99: {name}, {rate:.0f}/s")
+        if "KServe" not in by_kind:
+            continue
+        ratios = by_kind["KServe"] / by_kind["this server"]
+        print(f"KServe takes {ratios[0]:.1f} times as long at the median, {ratios[1]:.1f} at p99: {name}, {rate:.0f}/s")
 
 
 if __name__ == "__main__":

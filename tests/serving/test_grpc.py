@@ -1,12 +1,15 @@
 """The Open Inference Protocol over gRPC gives what HTTP gives."""
 
+import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import grpc
 import numpy as np
 import pytest
+from anyio.from_thread import start_blocking_portal
 from served_world import INFER, body, client_of, free_port, outputs, recommender_of
 
 from storyrec.errors import PlatformError
@@ -21,10 +24,11 @@ from storyrec.storage import FolderStorage
 @contextmanager
 def stub_of(champion: ServedBundle) -> Iterator[GRPCInferenceServiceStub]:
     port = free_port()
-    server = start_grpc(recommender_of(champion), host="127.0.0.1", port=port, max_body_bytes=20_000)
-    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+    start = partial(start_grpc, recommender_of(champion), host="127.0.0.1", port=port, max_body_bytes=20_000)
+    with start_blocking_portal() as portal, grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+        server = portal.call(start)
         yield GRPCInferenceServiceStub(channel)
-    server.stop(0).wait()
+        portal.call(server.stop, 0)
 
 
 def request(candidate_ids: list[int], *, user_id: int = 7, raw: bool = False, **more: str) -> pb.ModelInferRequest:
@@ -132,4 +136,4 @@ def test_an_unknown_model_counts_as_refused(champion: ServedBundle) -> None:
 
 def test_a_port_that_cannot_be_had_is_named(champion: ServedBundle) -> None:
     with pytest.raises(PlatformError, match="port 9"):
-        start_grpc(recommender_of(champion), host="192.0.2.1", port=9, max_body_bytes=1_000)
+        asyncio.run(start_grpc(recommender_of(champion), host="192.0.2.1", port=9, max_body_bytes=1_000))

@@ -1,5 +1,6 @@
 """A canary beside the champion in one server: who is answered by which, what fails, and who withdraws it."""
 
+import asyncio
 import json
 import shutil
 import threading
@@ -70,7 +71,8 @@ def two(champion: ServedBundle, packed: Path, tmp_path: Path) -> Two:
 
 
 def ask(recommender: Recommender, user_id: int) -> tuple[str, str, np.ndarray]:
-    answer = recommender.rank(Asked(route="rank", user_id=user_id), candidate_ids=[1_000, 1_001, 1_002])
+    asked = Asked(route="rank", user_id=user_id)
+    answer = asyncio.run(recommender.rank(asked, candidate_ids=[1_000, 1_001, 1_002]))
     return answer.model_version, answer.role, answer.scores_B
 
 
@@ -299,8 +301,9 @@ def test_scores_that_are_no_numbers_are_a_failure(two: Two, monkeypatch: pytest.
     version, _, scores_B = ask(recommender, hers)
     assert version == two.first
     assert np.isfinite(scores_B).all()
+    asked = Asked(route="rank", user_id=hers, version=two.second)
     with pytest.raises(ArithmeticError):  # who asks for a version gets no other
-        recommender.rank(Asked(route="rank", user_id=hers, version=two.second), candidate_ids=[1_000])
+        asyncio.run(recommender.rank(asked, candidate_ids=[1_000]))
 
 
 def test_a_tampered_canary_is_not_tried(two: Two) -> None:

@@ -1,5 +1,6 @@
 """A feature store that fails or is slow costs the clicks, flagged, and not the answer."""
 
+import asyncio
 import threading
 import time
 from pathlib import Path
@@ -49,9 +50,20 @@ def pairs(looked: Looked) -> list[tuple[int, int]]:
     return list(zip(map(int, clicks.item_ids_C), map(int, clicks.clicked_us_C), strict=True))
 
 
+def look_up(store: SequenceStore, user_id: int = 1) -> Looked:
+    return asyncio.run(store.look_up(user_id))
+
+
+def look_up_at_once(store: SequenceStore, number: int) -> list[Looked]:
+    async def all_of_them() -> list[Looked]:
+        return await asyncio.gather(*(store.look_up(user_id) for user_id in range(number)))
+
+    return asyncio.run(all_of_them())
+
+
 def eventually_online(store: SequenceStore) -> None:
     deadline = time.monotonic() + 10
-    while store.look_up(1).origin != "online":
+    while look_up(store).origin != "online":
         assert time.monotonic() < deadline
         time.sleep(0.01)
 
@@ -59,44 +71,39 @@ def eventually_online(store: SequenceStore) -> None:
 def test_a_store_that_hangs_makes_one_request_wait_and_not_the_next_ones() -> None:
     hanging = Store()
     store = SequenceStore(hanging, deadline_seconds=0.1, open_seconds=0.1)
-    assert store.look_up(1).story_clicks is CLICKS[0]
+    assert look_up(store).story_clicks is CLICKS[0]
     hanging.answers.clear()
-    looked = store.look_up(1)
+    looked = look_up(store)
     assert (looked.origin, looked.reason, looked.story_clicks) == ("unavailable", "deadline", NO_CLICKS)
     time.sleep(0.15)  # past the pause: but the store still has not answered
     started = time.monotonic()
-    reasons = {store.look_up(1).reason for _ in range(100)}
-    assert reasons == {"circuit_open"}
+    assert {looked.reason for looked in look_up_at_once(store, 100)} == {"circuit_open"}
     assert time.monotonic() - started < 0.1
     assert hanging.num_asked == 2
     hanging.answers.set()
     eventually_online(store)
-    assert store.look_up(1).origin == "online"
+    assert look_up(store).origin == "online"
 
 
 def test_after_a_failure_one_request_tries_again() -> None:
     failing = Store()
     failing.fails = True
     store = SequenceStore(failing, deadline_seconds=1.0, open_seconds=0.2)
-    assert store.look_up(1).reason == "error"
-    assert {store.look_up(1).reason for _ in range(50)} == {"circuit_open"}
+    assert look_up(store).reason == "error"
+    assert {looked.reason for looked in look_up_at_once(store, 50)} == {"circuit_open"}
     assert failing.num_asked == 1
     time.sleep(0.25)
-    assert [store.look_up(1).reason for _ in range(3)] == ["error", "circuit_open", "circuit_open"]
+    assert [look_up(store).reason for _ in range(3)] == ["error", "circuit_open", "circuit_open"]
     failing.fails = False
     time.sleep(0.25)
-    assert [store.look_up(1).origin for _ in range(3)] == ["online"] * 3
+    assert [look_up(store).origin for _ in range(3)] == ["online"] * 3
 
 
 def test_requests_that_wait_behind_a_stuck_one_are_never_asked() -> None:
     hanging = Store()
     hanging.answers.clear()
     store = SequenceStore(hanging, deadline_seconds=0.2, open_seconds=0.1)
-    threads = [threading.Thread(target=store.look_up, args=(user,)) for user in range(6)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(5)
+    assert {looked.reason for looked in look_up_at_once(store, 6)} == {"deadline"}
     hanging.answers.set()
     eventually_online(store)
     assert hanging.num_asked == 2
@@ -105,21 +112,11 @@ def test_requests_that_wait_behind_a_stuck_one_are_never_asked() -> None:
 def test_requests_that_wait_behind_a_store_that_is_well_do_not_close_it() -> None:
     busy = Store()
     store = SequenceStore(busy, deadline_seconds=0.4, open_seconds=60.0)
-    origins: list[tuple[str, str]] = []
-
-    def ask() -> None:
-        for _ in range(4):
-            looked = store.look_up(1)
-            origins.append((looked.origin, looked.reason))
-
     busy.seconds = 0.05
-    threads = [threading.Thread(target=ask) for _ in range(20)]  # more than twice of what it can do in time
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(30)
-    assert set(origins) == {("online", ""), ("unavailable", "deadline")}
-    assert store.look_up(1).origin == "online"
+    for _ in range(4):
+        looked = look_up_at_once(store, 20)  # more than twice of what it can do in time
+        assert {(found.origin, found.reason) for found in looked} == {("online", ""), ("unavailable", "deadline")}
+    assert look_up(store).origin == "online"
 
 
 @pytest.mark.parametrize("deadline_seconds", [0.05])
@@ -148,11 +145,11 @@ def test_a_store_that_is_down_at_the_start_is_used_when_it_is_there(tmp_path: Pa
     away = registry.rename(registry.with_suffix(".away"))
     registry.mkdir()
     store = SequenceStore(feature_store(world.config), deadline_seconds=60.0, open_seconds=0.1)
-    assert store.look_up(user).reason == "error"
+    assert look_up(store, user).reason == "error"
     registry.rmdir()
     away.rename(registry)
     time.sleep(0.15)
-    looked = store.look_up(user)
+    looked = look_up(store, user)
     assert (looked.origin, pairs(looked)) == ("online", clicks)
 
 
@@ -174,13 +171,13 @@ def test_a_redis_that_goes_away_and_comes_back(tmp_path: Path, monkeypatch: pyte
         build_features(config, day=day_of(0))
         materialize_features(config, day=day_of(0))
         store = SequenceStore(feature_store(config), deadline_seconds=2.0, open_seconds=0.2)
-        looked = store.look_up(user)
+        looked = look_up(store, user)
         assert (looked.origin, pairs(looked)) == ("online", clicks)
     started = time.monotonic()
-    assert {store.look_up(user).origin for _ in range(200)} == {"unavailable"}
+    assert {look_up(store, user).origin for _ in range(200)} == {"unavailable"}
     assert time.monotonic() - started < 5  # one deadline, not two hundred
     with running_redis(port):
         deadline = time.monotonic() + 40
-        while store.look_up(user).origin != "online":
+        while look_up(store, user).origin != "online":
             assert time.monotonic() < deadline
             time.sleep(0.1)

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from storyrec.arrays import load_array
 from storyrec.config import Config, load_config
 from storyrec.errors import ConfigError, ModelError
 from storyrec.manifest import Manifest, verify_folder
@@ -297,8 +298,7 @@ def _repeat(array: npt.NDArray[Any], num: int) -> npt.NDArray[Any]:
 
 def _load_table(folder: Path, domain: Domain) -> ItemTable:
     ids_N, vectors_ND, match_NM = (
-        np.load(table_path(folder, domain, part), mmap_mode="r", allow_pickle=False)
-        for part in ("ids", "vectors", "match_vectors")
+        load_array(table_path(folder, domain, part)) for part in ("ids", "vectors", "match_vectors")
     )
     if not len(ids_N) == len(vectors_ND) == len(match_NM) or ids_N[0] != 0:
         raise ValueError(f"the {NAMES[domain]} tables do not belong together")

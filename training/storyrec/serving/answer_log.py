@@ -9,9 +9,9 @@ than the disk takes them, or the disk refuses, answers are dropped and counted.
 import io
 import logging
 import os
-import queue
 import threading
 import time
+from collections import deque
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -53,6 +53,7 @@ SCHEMA = pa.schema(
 )
 MAX_WAITING = 10_000
 ANSWERS_A_FILE = 5_000
+ANSWERS_A_PIECE, PAUSE_SECONDS = 10, 0.005
 
 log = logging.getLogger(__name__)
 
@@ -67,62 +68,64 @@ class AnswerLog:
     """
 
     def __init__(self, folder: Path, *, flush_seconds: float, max_waiting: int = MAX_WAITING) -> None:
-        self.folder, self._flush_seconds = folder, flush_seconds
-        self._waiting: queue.Queue[Answer | Failure | None] = queue.Queue(max_waiting)
+        self.folder, self._flush_seconds, self._max_waiting = folder, flush_seconds, max_waiting
+        self._waiting: deque[Answer | Failure] = deque()
+        self._is_closed, self._wake = False, threading.Event()
         self._number = 0
         self._writer = threading.Thread(target=self._write_all, name="answer-log", daemon=True)
         self._writer.start()
 
     def put(self, answer: Answer | Failure) -> None:
         """Have an answer written, or drop it where too many wait."""
-        try:
-            self._waiting.put_nowait(answer)
-        except queue.Full:
+        if len(self._waiting) >= self._max_waiting:
             ANSWERS_DROPPED.inc()
+            return
+        self._waiting.append(answer)
+        if len(self._waiting) >= ANSWERS_A_FILE:
+            self._wake.set()
 
     def close(self) -> None:
         """Write what waits and end."""
-        self._waiting.put(None)
+        self._is_closed = True
+        self._wake.set()
         self._writer.join(30)
 
     def _write_all(self) -> None:
-        more = True
-        while more:
-            batch, more = self._next_batch()
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)  # this thread's; requests come first
+        while self._waiting or not self._is_closed:
+            # many at once: a thread that wakes for each answer takes turns with the requests
+            if len(self._waiting) < ANSWERS_A_FILE and not self._is_closed:
+                self._wake.wait(self._flush_seconds)
+                self._wake.clear()
             by_day: dict[str, list[Answer | Failure]] = {}
-            for answer in batch:
+            for _ in range(min(len(self._waiting), ANSWERS_A_FILE)):
+                answer = self._waiting.popleft()
                 day = datetime.fromtimestamp(answer.answered_us / 1e6, UTC).date().isoformat()
                 by_day.setdefault(day, []).append(answer)
             for day, answers in by_day.items():
                 self._write(day, answers)
-
-    def _next_batch(self) -> tuple[list[Answer | Failure], bool]:
-        """Answers of `flush_seconds`, a file's worth at most, and whether more may come."""
-        batch: list[Answer | Failure] = []
-        ends = time.monotonic() + self._flush_seconds
-        while len(batch) < ANSWERS_A_FILE:
-            try:
-                answer = self._waiting.get(timeout=max(0.0, ends - time.monotonic()))
-            except queue.Empty:
-                break
-            if answer is None:
-                return batch, False
-            batch.append(answer)
-        return batch, True
 
     def _write(self, day: str, answers: list[Answer | Failure]) -> None:
         self._number += 1
         name = f"part-{time.time_ns()}-{os.getpid()}-{self._number}.parquet"
         buffer = io.BytesIO()
         try:
-            table = pa.Table.from_pylist([row(answer) for answer in answers], SCHEMA)
-            pq.write_table(table, buffer, compression="zstd")
+            pq.write_table(_table(answers), buffer, compression="zstd")
             write_file(self.folder / f"dt={day}" / name, buffer.getvalue())
         except Exception as error:  # whatever it is: an error that ended this thread would end all logging
             ANSWERS_DROPPED.inc(len(answers))
             log.error("%d answers were not logged: %s: %s", len(answers), type(error).__name__, error)
         else:
             ANSWERS_LOGGED.inc(len(answers))
+
+
+def _table(answers: list[Answer | Failure]) -> pa.Table:
+    batches = []
+    for start in range(0, len(answers), ANSWERS_A_PIECE):
+        rows = [row(answer) for answer in answers[start : start + ANSWERS_A_PIECE]]
+        batches.append(pa.RecordBatch.from_pylist(rows, SCHEMA))
+        time.sleep(PAUSE_SECONDS)  # no request is answered while a piece is made
+    return pa.Table.from_batches(batches, SCHEMA)
 
 
 def row(answer: Answer | Failure) -> dict[str, Any]:

@@ -1,13 +1,13 @@
 """The HTTP application: what all routes share. The routes are in `oip` and `plain`."""
 
 import importlib.metadata
-import json
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
+from pydantic_core import to_json
 from starlette.exceptions import HTTPException
 
 from storyrec.errors import ModelError
@@ -25,7 +25,7 @@ def create_app(
     num_stories: int,
     max_body_bytes: int,
     body_seconds: float,
-    running: Callable[[], AbstractContextManager[object]] = nullcontext,
+    running: Callable[[], AbstractAsyncContextManager[object]] = nullcontext,
 ) -> FastAPI:
     """The server's routes.
 
@@ -40,7 +40,7 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        with running():
+        async with running():
             yield
 
     app = FastAPI(
@@ -93,6 +93,4 @@ def respond(
         headers: more of them.
     """
     headers = {**(headers or {}), **({VERSION_HEADER: version} if version else {})}
-    # ASCII: a lone surrogate that came in has no UTF-8
-    body = json.dumps(content, separators=(",", ":")).encode()
-    return Response(body, status, headers, media_type="application/json")
+    return Response(to_json(content), status, headers, media_type="application/json")

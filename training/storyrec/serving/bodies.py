@@ -173,5 +173,6 @@ REFUSALS: dict[int | str, dict[str, Any]] = {
     404: {"model": Refusal, "description": "There is no such model version, product or route."},
     408: {"model": Refusal, "description": "The body did not come in time."},
     413: {"model": Refusal, "description": "The body is too large."},
+    "4XX": {"model": Refusal, "description": "Another refusal."},
     503: {"model": Refusal, "description": "No model serves yet."},
 }

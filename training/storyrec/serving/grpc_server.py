@@ -2,8 +2,7 @@
 
 import math
 import time
-from concurrent.futures import ThreadPoolExecutor
-from typing import NoReturn
+from typing import NoReturn, TypeAlias
 
 import grpc
 import numpy as np
@@ -24,11 +23,11 @@ from storyrec.serving.recommender import BadRequest, Recommender
 from storyrec.serving.served import NotServed
 
 ROUTE = "grpc infer"
-NUM_THREADS = 8
+Context: TypeAlias = grpc.aio.ServicerContext
 
 
-def start_grpc(recommender: Recommender, *, host: str, port: int, max_body_bytes: int) -> grpc.Server:
-    """Serve over gRPC from now on; several processes may share a port.
+async def start_grpc(recommender: Recommender, *, host: str, port: int, max_body_bytes: int) -> grpc.aio.Server:
+    """Serve over gRPC from now on, in this event loop; several processes may share a port.
 
     Args:
         recommender: answers.
@@ -39,7 +38,7 @@ def start_grpc(recommender: Recommender, *, host: str, port: int, max_body_bytes
         PlatformError: the port is taken or the address is not this machine's.
     """
     options = [("grpc.so_reuseport", 1), ("grpc.max_receive_message_length", max_body_bytes)]
-    server = grpc.server(ThreadPoolExecutor(NUM_THREADS, thread_name_prefix="grpc"), options=options)
+    server = grpc.aio.server(options=options)
     add_GRPCInferenceServiceServicer_to_server(InferenceService(recommender), server)  # type: ignore[no-untyped-call]
     try:
         server.add_insecure_port(f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
@@ -50,7 +49,7 @@ def start_grpc(recommender: Recommender, *, host: str, port: int, max_body_bytes
             where=f"{host}:{port}",
             remedy="stop what uses it, or set another serving.grpc_port",
         ) from error
-    server.start()
+    await server.start()
     return server
 
 
@@ -60,32 +59,28 @@ class InferenceService(GRPCInferenceServiceServicer):
     def __init__(self, recommender: Recommender) -> None:
         self._recommender, self._models = recommender, recommender.models
 
-    def ServerLive(self, request: pb.ServerLiveRequest, context: grpc.ServicerContext) -> pb.ServerLiveResponse:
+    async def ServerLive(self, request: pb.ServerLiveRequest, context: Context) -> pb.ServerLiveResponse:
         return pb.ServerLiveResponse(live=True)
 
-    def ServerReady(self, request: pb.ServerReadyRequest, context: grpc.ServicerContext) -> pb.ServerReadyResponse:
+    async def ServerReady(self, request: pb.ServerReadyRequest, context: Context) -> pb.ServerReadyResponse:
         return pb.ServerReadyResponse(ready=self._models.bundle is not None)
 
-    def ModelReady(self, request: pb.ModelReadyRequest, context: grpc.ServicerContext) -> pb.ModelReadyResponse:
+    async def ModelReady(self, request: pb.ModelReadyRequest, context: Context) -> pb.ModelReadyResponse:
         try:
             self._models.answering(request.version or None)
         except NotServed:
             return pb.ModelReadyResponse(ready=False)
         return pb.ModelReadyResponse(ready=request.name == MODEL_NAME)
 
-    def ServerMetadata(
-        self, request: pb.ServerMetadataRequest, context: grpc.ServicerContext
-    ) -> pb.ServerMetadataResponse:
+    async def ServerMetadata(self, request: pb.ServerMetadataRequest, context: Context) -> pb.ServerMetadataResponse:
         return pb.ServerMetadataResponse(name="storyrec", version=VERSION)
 
-    def ModelMetadata(
-        self, request: pb.ModelMetadataRequest, context: grpc.ServicerContext
-    ) -> pb.ModelMetadataResponse:
-        _require_model(request.name, context)
+    async def ModelMetadata(self, request: pb.ModelMetadataRequest, context: Context) -> pb.ModelMetadataResponse:
+        await _require_model(request.name, context)
         try:
             bundle = self._models.answering(request.version or None).bundle
         except NotServed as error:
-            _refuse(error, context)
+            await _refuse(error, context)
         tensor = pb.ModelMetadataResponse.TensorMetadata
         return pb.ModelMetadataResponse(
             name=MODEL_NAME,
@@ -95,12 +90,12 @@ class InferenceService(GRPCInferenceServiceServicer):
             outputs=[tensor(name=name, datatype=datatype, shape=[-1]) for name, datatype in OUTPUTS],
         )
 
-    def ModelInfer(self, request: pb.ModelInferRequest, context: grpc.ServicerContext) -> pb.ModelInferResponse:
+    async def ModelInfer(self, request: pb.ModelInferRequest, context: Context) -> pb.ModelInferResponse:
         started, version, status = time.perf_counter(), "", "refused"
         try:
-            _require_model(request.model_name, context)
+            await _require_model(request.model_name, context)
             status = "error"
-            answer = infer_tensors(
+            answer = await infer_tensors(
                 self._recommender,
                 _tensors(request),
                 route=ROUTE,
@@ -111,7 +106,7 @@ class InferenceService(GRPCInferenceServiceServicer):
             return _response(answer, request)
         except (BadRequest, NotServed) as error:
             status = "refused"
-            _refuse(error, context)
+            await _refuse(error, context)
         finally:
             REQUESTS.labels(ROUTE, version, status).inc()
             SECONDS.labels(ROUTE).observe(time.perf_counter() - started)
@@ -157,15 +152,15 @@ def _response(answer: Answer, request: pb.ModelInferRequest) -> pb.ModelInferRes
     return response
 
 
-def _require_model(name: str, context: grpc.ServicerContext) -> None:
+async def _require_model(name: str, context: Context) -> None:
     if name != MODEL_NAME:
-        context.abort(grpc.StatusCode.NOT_FOUND, f"there is no model '{name}'; '{MODEL_NAME}' is served")
+        await context.abort(grpc.StatusCode.NOT_FOUND, f"there is no model '{name}'; '{MODEL_NAME}' is served")
 
 
-def _refuse(error: BadRequest | NotServed, context: grpc.ServicerContext) -> NoReturn:
+async def _refuse(error: BadRequest | NotServed, context: Context) -> NoReturn:
     if isinstance(error, BadRequest):
         code = grpc.StatusCode.INVALID_ARGUMENT
     else:
         code = grpc.StatusCode.NOT_FOUND if error.is_ready else grpc.StatusCode.UNAVAILABLE
-    context.abort(code, str(error))
+    await context.abort(code, str(error))
     raise AssertionError("abort raises")

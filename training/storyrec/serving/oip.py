@@ -8,6 +8,7 @@ from fastapi import APIRouter, Response
 from storyrec.serving.answers import Answer
 from storyrec.serving.app import VERSION, respond
 from storyrec.serving.bodies import REFUSALS, InferenceRequest, Tensor
+from storyrec.serving.body_route import BodyRoute
 from storyrec.serving.recommender import Asked, BadRequest, Recommender
 
 MODEL_NAME = "storyrec"
@@ -18,31 +19,32 @@ OUTPUTS = (("scores", "FP32"), ("unknown_candidate_ids", "INT64"))
 
 def oip_routes(recommender: Recommender) -> APIRouter:
     """The routes below /v2."""
-    routes, models = APIRouter(tags=["Open Inference Protocol"]), recommender.models
+    routes = APIRouter(tags=["Open Inference Protocol"], route_class=BodyRoute)
+    models = recommender.models
     model_path = f"/v2/models/{MODEL_NAME}"
 
     @routes.get("/v2")
-    def server() -> dict[str, Any]:
+    async def server() -> dict[str, Any]:
         return {"name": "storyrec", "version": VERSION, "extensions": []}
 
     @routes.get("/v2/health/live")
-    def live() -> dict[str, bool]:
+    async def live() -> dict[str, bool]:
         return {"live": True}
 
     @routes.get("/v2/health/ready")
     @routes.get(model_path + "/ready")
-    def ready() -> Response:
+    async def ready() -> Response:
         is_ready = models.bundle is not None
         return respond({"ready": is_ready, "refused": models.refused}, status=200 if is_ready else 503)
 
     @routes.get(model_path + "/versions/{version}/ready", responses=REFUSALS)
-    def version_ready(version: str) -> Response:
+    async def version_ready(version: str) -> Response:
         models.answering(version)
         return respond({"ready": True, "refused": models.refused})
 
     @routes.get(model_path + "/versions/{version}", responses=REFUSALS)
     @routes.get(model_path, responses=REFUSALS)
-    def model(version: str | None = None) -> Response:
+    async def model(version: str | None = None) -> Response:
         bundle = models.answering(version).bundle
         metadata = {
             "name": MODEL_NAME,
@@ -59,38 +61,17 @@ def oip_routes(recommender: Recommender) -> APIRouter:
         return respond(metadata, version=bundle.version)
 
     @routes.post(model_path + "/versions/{version}/infer", responses=REFUSALS)
+    async def infer_version(body: InferenceRequest, version: str) -> Response:
+        return await _inferred(recommender, body, version=version)
+
     @routes.post(model_path + "/infer", responses=REFUSALS)
-    def infer(body: InferenceRequest, version: str | None = None) -> Response:
-        for tensor in body.inputs:
-            if min(tensor.shape, default=-1) < 0 or math.prod(tensor.shape) != len(tensor.data):
-                raise BadRequest(f"input '{tensor.name}' has {len(tensor.data)} values and shape {tensor.shape}")
-        answer = infer_tensors(recommender, body.inputs, route="infer", request_id=body.id, version=version)
-        unknown = answer.candidate_ids_B[answer.unknown_B].tolist()
-        content = {
-            "model_name": MODEL_NAME,
-            "model_version": answer.model_version,
-            "parameters": {"sequences": answer.looked.origin},
-            "outputs": [
-                {
-                    "name": "scores",
-                    "datatype": "FP32",
-                    "shape": [len(answer.scores_B)],
-                    "data": answer.scores_B.tolist(),
-                },
-                {
-                    "name": "unknown_candidate_ids",
-                    "datatype": "INT64",
-                    "shape": [len(unknown)],
-                    "data": unknown,
-                },
-            ],
-        }
-        return respond(content if body.id is None else {"id": body.id, **content}, version=answer.model_version)
+    async def infer(body: InferenceRequest) -> Response:
+        return await _inferred(recommender, body, version=None)
 
     return routes
 
 
-def infer_tensors(
+async def infer_tensors(
     recommender: Recommender, inputs: list[Tensor], *, route: str, request_id: str | None, version: str | None
 ) -> Answer:
     """Rank the candidates of an inference request, whichever transport brought it.
@@ -115,4 +96,22 @@ def infer_tensors(
         now_us=values["now_us"][0] if "now_us" in values else None,
         version=version,
     )
-    return recommender.rank(asked, candidate_ids=values["candidate_ids"])
+    return await recommender.rank(asked, candidate_ids=values["candidate_ids"])
+
+
+async def _inferred(recommender: Recommender, body: InferenceRequest, *, version: str | None) -> Response:
+    for tensor in body.inputs:
+        if min(tensor.shape, default=-1) < 0 or math.prod(tensor.shape) != len(tensor.data):
+            raise BadRequest(f"input '{tensor.name}' has {len(tensor.data)} values and shape {tensor.shape}")
+    answer = await infer_tensors(recommender, body.inputs, route="infer", request_id=body.id, version=version)
+    values = (answer.scores_B.tolist(), answer.candidate_ids_B[answer.unknown_B].tolist())
+    content = {
+        "model_name": MODEL_NAME,
+        "model_version": answer.model_version,
+        "parameters": {"sequences": answer.looked.origin},
+        "outputs": [
+            {"name": name, "datatype": datatype, "shape": [len(data)], "data": data}
+            for (name, datatype), data in zip(OUTPUTS, values, strict=True)
+        ],
+    }
+    return respond(content if body.id is None else {"id": body.id, **content}, version=answer.model_version)

@@ -18,6 +18,7 @@ from storyrec.serving.bodies import (
     RecommendBody,
     Whose,
 )
+from storyrec.serving.body_route import BodyRoute
 from storyrec.serving.ranking import Clicks
 from storyrec.serving.recommender import Asked, Recommender
 
@@ -29,21 +30,21 @@ def plain_routes(recommender: Recommender, *, num_stories: int) -> APIRouter:
         recommender: answers.
         num_stories: default number of stories for a product.
     """
-    routes = APIRouter(prefix="/v1", tags=["Stories"], responses=REFUSALS)
+    routes = APIRouter(prefix="/v1", tags=["Stories"], responses=REFUSALS, route_class=BodyRoute)
 
     @routes.post("/rank", responses={200: {"model": RankAnswer}})
-    def rank(body: RankBody) -> Response:
-        answer = recommender.rank(_asked(body, "rank"), candidate_ids=body.candidates)
+    async def rank(body: RankBody) -> Response:
+        answer = await recommender.rank(_asked(body, "rank"), candidate_ids=body.candidates)
         return respond(_ranked(answer), version=answer.model_version)
 
     @routes.post("/recommend", responses={200: {"model": RankAnswer}})
-    def recommend(body: RecommendBody) -> Response:
-        answer = recommender.recommend(_asked(body, "recommend"))
+    async def recommend(body: RecommendBody) -> Response:
+        answer = await recommender.recommend(_asked(body, "recommend"))
         return respond(_ranked(answer, top=body.top), version=answer.model_version)
 
     @routes.post("/explain", responses={200: {"model": ExplainAnswer}})
-    def explain(body: ExplainBody) -> Response:
-        explained = recommender.explain(_asked(body, "explain"), candidate_id=body.candidate)
+    async def explain(body: ExplainBody) -> Response:
+        explained = await recommender.explain(_asked(body, "explain"), candidate_id=body.candidate)
         history = explained.answer.history
         content = _ranked(explained.answer) | {
             "story_clicks": _attended(history.story_ids_C, history.story_clicked_us_C, explained.story_weights_HC),
@@ -54,7 +55,9 @@ def plain_routes(recommender: Recommender, *, num_stories: int) -> APIRouter:
         return respond(content, version=explained.answer.model_version)
 
     @routes.get("/products/{product_id}/stories", responses={200: {"model": ProductAnswer}})
-    def stories_for_product(product_id: int, top: Annotated[int, Query(ge=1, le=1_000)] = num_stories) -> Response:
+    async def stories_for_product(
+        product_id: int, top: Annotated[int, Query(ge=1, le=1_000)] = num_stories
+    ) -> Response:
         found = recommender.stories_for_product(product_id, top=top)
         if found.story_ids is None:
             raise HTTPException(404, f"model {found.model_version} does not know product {product_id}")

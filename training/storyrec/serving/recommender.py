@@ -150,7 +150,7 @@ class Recommender:
         """Score what waits unseen, and end."""
         self._shadows.close()
 
-    def rank(self, asked: Asked, *, candidate_ids: Sequence[int]) -> Answer:
+    async def rank(self, asked: Asked, *, candidate_ids: Sequence[int]) -> Answer:
         """Click probabilities of the candidates.
 
         Raises:
@@ -163,9 +163,9 @@ class Recommender:
         def answer(chosen: Chosen, read: Read) -> tuple[Answer, None]:
             return self._answer(chosen, asked, read, read.history(chosen.served), ids_B), None
 
-        return self._by_user(asked, answer)[0]
+        return (await self._by_user(asked, answer))[0]
 
-    def recommend(self, asked: Asked) -> Answer:
+    async def recommend(self, asked: Asked) -> Answer:
         """Click probabilities of stories near what the user clicked lately; raises as `rank`."""
         self._check(asked, num_candidates=1)
 
@@ -174,9 +174,9 @@ class Recommender:
             found_B, retrieval = _retrieve(chosen.served, history, number=self.limits.num_retrieved)
             return self._answer(chosen, asked, read, history, found_B, retrieval=retrieval), None
 
-        return self._by_user(asked, answer)[0]
+        return (await self._by_user(asked, answer))[0]
 
-    def explain(self, asked: Asked, *, candidate_id: int) -> Explained:
+    async def explain(self, asked: Asked, *, candidate_id: int) -> Explained:
         """The answer for one candidate with its attention; raises as `rank`, and ModelError for bundles of before."""
         self._check(asked, num_candidates=1)
         ids_B = np.array([candidate_id], np.int64)
@@ -189,7 +189,7 @@ class Recommender:
             weights = story_BHL[0, :, : lengths[0]], product_BHL[0, :, : lengths[1]]
             return self._answer(chosen, asked, read, history, ids_B), weights
 
-        answered, weights = self._by_user(asked, answer)
+        answered, weights = await self._by_user(asked, answer)
         return Explained(answered, *weights)
 
     def stories_for_product(self, product_id: int, *, top: int) -> StoriesOfProduct:
@@ -219,9 +219,9 @@ class Recommender:
                     f"{np.size(clicks.item_ids_C)} clicks of one domain; a request has at most {self.limits.max_clicks}"
                 )
 
-    def _by_user(self, asked: Asked, answer: Answering[T]) -> tuple[Answer, T]:
+    async def _by_user(self, asked: Asked, answer: Answering[T]) -> tuple[Answer, T]:
         """Let the user's bundle answer, or the champion where the canary fails; and the shadow, unseen."""
-        chosen, read = self.models.choose(asked.version, user_id=asked.user_id), self._read(asked)
+        chosen, read = self.models.choose(asked.version, user_id=asked.user_id), await self._read(asked)
         try:
             answered = self._timed(answer, chosen, read)
         except Exception as error:  # whatever it is: the user is answered, if another model can
@@ -248,12 +248,12 @@ class Recommender:
         self._note(answered)
         return answered, more
 
-    def _read(self, asked: Asked) -> Read:
+    async def _read(self, asked: Asked) -> Read:
         if asked.clicks is not None:
             looked = Looked(*asked.clicks, "given")
         else:
             assert asked.user_id is not None
-            looked = self._store.look_up(asked.user_id)
+            looked = await self._store.look_up(asked.user_id)
         if looked.reason:
             metrics.FALLBACKS.labels(looked.reason).inc()
         now_us = self._now_us() if asked.now_us is None else asked.now_us

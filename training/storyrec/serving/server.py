@@ -1,13 +1,14 @@
 """The model server: one port, a process or several, each with the champion, its routes and its threads."""
 
+import gc
 import logging
 import os
 import socket
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
 from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING
 from storyrec.config import Config
 from storyrec.errors import PlatformError, StoryrecError
 from storyrec.serving.ranking import Clicks
+from storyrec.serving.workers import Beat, run_workers
 from storyrec.storage import open_storage
 
 if TYPE_CHECKING:
@@ -22,9 +24,6 @@ if TYPE_CHECKING:
 
     from storyrec.serving.split import Split
     from storyrec.serving.store import Sequences
-
-WORKER_SECONDS = 60
-"""A worker that is silent for so long is replaced; on a busy machine its start alone takes many seconds."""
 
 log = logging.getLogger(__name__)
 
@@ -49,9 +48,6 @@ def serve_with(config: Config, *, sequences: "Callable[[], Sequences | None]") -
         PlatformError: the port is taken or the address is not this machine's.
         StoryrecError: the registry cannot be read, or the deployed bundle cannot be used.
     """
-    import uvicorn
-    from uvicorn.supervisors import Multiprocess
-
     settings = config.serving
     with ExitStack() as stack:
         listener = stack.enter_context(listen(settings.host, settings.port))
@@ -64,23 +60,31 @@ def serve_with(config: Config, *, sequences: "Callable[[], Sequences | None]") -
         version = models.bundle.version if models.bundle else "no champion yet"
         print(f"storyrec: http://{settings.host}:{port} serves {version}", flush=True)
         if settings.workers == 1:
-            app = make_app(config, models=models, sequences=sequences)
-            uvicorn.Server(uvicorn.Config(app, log_level="warning")).run(sockets=[listener])
+            run_app(make_app(config, models=models, sequences=sequences), listener)
         else:
             del models  # each worker opens its own from the cache
-            worker = uvicorn.Config(
-                partial(worker_app, config, port=port, sequences=sequences),  # type: ignore[arg-type]
-                factory=True,
-                workers=settings.workers,
-                timeout_worker_healthcheck=WORKER_SECONDS,
-                log_level="warning",
-            )
-            Multiprocess(worker, sockets=[listener]).run()
+            run_workers(partial(serve_as_worker, config, listener, sequences), number=settings.workers)
 
 
-def worker_app(config: Config, *, port: int, sequences: "Callable[[], Sequences | None]") -> "FastAPI":
-    """The application of one of several processes; arguments as for `make_app` and `open_models`."""
-    return make_app(config, models=open_models(config, port=port), sequences=sequences)
+def serve_as_worker(
+    config: Config, listener: socket.socket, sequences: "Callable[[], Sequences | None]", beat: Beat
+) -> None:
+    """Serve as one of several processes until stopped; at once where it has not begun to."""
+    models = open_models(config, port=listener.getsockname()[1])
+    run_app(make_app(config, models=models, sequences=sequences), listener, beat=beat)
+
+
+def run_app(app: "FastAPI", listener: socket.socket, *, beat: Beat = lambda: None) -> None:
+    """Serve an application until stopped; `beat` is called every second."""
+    import uvicorn
+
+    async def tick() -> None:
+        beat()
+
+    gc.collect()
+    gc.freeze()  # a collection that walks over all modules takes longer than many requests
+    server = uvicorn.Config(app, log_level="warning", access_log=False, callback_notify=tick, timeout_notify=1)
+    uvicorn.Server(server).run(sockets=[listener])
 
 
 def open_models(config: Config, *, port: int) -> "Split":
@@ -155,9 +159,9 @@ def make_app(config: Config, *, models: "Split", sequences: "Callable[[], Sequen
     )
     max_body_bytes = settings.max_body_kilobytes * 1_000
 
-    @contextmanager
-    def running() -> Iterator[None]:
-        with ExitStack() as stack:
+    @asynccontextmanager
+    async def running() -> AsyncIterator[None]:
+        async with AsyncExitStack() as stack:
             stack.callback(store.close)
             if answers is not None:
                 stack.callback(answers.close)
@@ -166,10 +170,10 @@ def make_app(config: Config, *, models: "Split", sequences: "Callable[[], Sequen
             if settings.grpc_port:
                 from storyrec.serving.grpc_server import start_grpc
 
-                server = start_grpc(
+                server = await start_grpc(
                     recommender, host=settings.host, port=settings.grpc_port, max_body_bytes=max_body_bytes
                 )
-                stack.callback(lambda: server.stop(grace=5).wait())
+                stack.push_async_callback(server.stop, grace=5)
             yield
 
     return create_app(

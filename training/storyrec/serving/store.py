@@ -6,8 +6,8 @@ while (the circuit is open), then one request tries again. Requests that were la
 open nothing: the store is well.
 """
 
+import asyncio
 import logging
-import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -46,7 +46,7 @@ class Looked:
 
 
 class SequenceStore:
-    """Looks users up, one at a time.
+    """Looks users up, one at a time; of one event loop.
 
     Args:
         sequences: asks the store; None: there is none, every user is one without clicks.
@@ -59,27 +59,27 @@ class SequenceStore:
     ) -> None:
         self._sequences, self._deadline, self._open_seconds = sequences, deadline_seconds, open_seconds
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="feature-store")  # connections are for one thread
-        self._lock = threading.Lock()
         self._failed, self._retry_at = False, 0.0
         self._began: float | None = None  # what the thread looks up now
 
-    def look_up(self, user_id: int) -> Looked:
+    async def look_up(self, user_id: int) -> Looked:
         """The user's clicks, or none with the reason."""
         if self._sequences is None:
             return Looked(NO_CLICKS, NO_CLICKS, "none")
         if not self._may_ask():
             return Looked(NO_CLICKS, NO_CLICKS, "unavailable", "circuit_open")
-        asked = self._thread.submit(self._ask, self._sequences, user_id)
-        try:
-            story_clicks, product_clicks = asked.result(self._deadline)
-        except Exception as error:
-            late = not asked.done()
+        asked = asyncio.get_running_loop().run_in_executor(self._thread, self._ask, self._sequences, user_id)
+        await asyncio.wait([asked], timeout=self._deadline)
+        if not asked.done():
             asked.cancel()  # where it waits behind others
-            if not late or self._is_stuck():
-                self._fail("deadline" if late else error)
-            return Looked(NO_CLICKS, NO_CLICKS, "unavailable", "deadline" if late else "error")
+            if self._is_stuck():
+                self._fail("deadline")
+            return Looked(NO_CLICKS, NO_CLICKS, "unavailable", "deadline")
+        if (error := asked.exception()) is not None:
+            self._fail(error)
+            return Looked(NO_CLICKS, NO_CLICKS, "unavailable", "error")
         self._failed = False
-        return Looked(story_clicks, product_clicks, "online")
+        return Looked(*asked.result(), "online")
 
     def close(self) -> None:
         """Ask no more."""
@@ -88,12 +88,11 @@ class SequenceStore:
     def _may_ask(self) -> bool:
         if not self._failed:
             return True
-        with self._lock:
-            now = time.monotonic()
-            if now < self._retry_at or self._began is not None:
-                return False
-            self._retry_at = now + self._open_seconds  # this request alone tries
-            return True
+        now = time.monotonic()
+        if now < self._retry_at or self._began is not None:
+            return False
+        self._retry_at = now + self._open_seconds  # this request alone tries
+        return True
 
     def _ask(self, sequences: Sequences, user_id: int) -> tuple[Clicks, Clicks]:
         self._began = time.monotonic()
@@ -109,5 +108,4 @@ class SequenceStore:
     def _fail(self, reason: object) -> None:
         if not self._failed:  # once an outage
             log.warning("the feature store did not answer for a user: %s", reason)
-        with self._lock:
-            self._failed, self._retry_at = True, time.monotonic() + self._open_seconds
+        self._failed, self._retry_at = True, time.monotonic() + self._open_seconds
