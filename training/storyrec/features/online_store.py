@@ -33,6 +33,7 @@ from storyrec.features.packed import CURRENT, Layout, Row
 
 MARK = 0
 KEYS_A_CALL = 500
+KEYS_A_READ = 1_000
 
 Merge = Callable[[Layout, bytes | None, bytes], bytes]
 Rows = Sequence[tuple[EntityKey, dict[str, Value], datetime, datetime | None]]
@@ -83,16 +84,42 @@ class PackedOnlineStore(OnlineStore):
             ModelNotOnline: there are no rows of this model.
         """
         if layout.by_model:
-            version = self.models(config).version_of(model)
-            _, *values = self.get(config, layout.of_model(version).view, [MARK, *ids])  # the mark notes the reading
-            if None in values:
-                self.models(config).version_of(version)  # retired meanwhile: its rows go after its name
-            return values
+            return self.read_model(config, layout, ids, model=model)[1]
         if not layout.length:
             return self.get(config, layout.view, ids)
         mark, *values = self.get(config, layout.view, [MARK, *ids])
         _, until_us = layout.times(mark) or (0, 0)
         return [value and settle(layout, value, until_us=until_us) for value in values]
+
+    def read_model(
+        self, config: RepoConfig, layout: Layout, ids: Sequence[int], *, model: str
+    ) -> tuple[str, list[bytes | None]]:
+        """Which model a reader means, and its value of each key. Arguments and errors as for `read`."""
+        version = self.models(config).version_of(model)
+        _, *values = self.get(config, layout.of_model(version).view, [MARK, *ids])  # the mark notes the reading
+        if None in values:
+            self.models(config).version_of(version)  # retired meanwhile: its rows go after its name
+        return version, values
+
+    def rows(self, config: RepoConfig, layout: Layout, ids: Sequence[int], models: Sequence[str]) -> list[Row | None]:
+        """The row of each key as readers see it; None where it is unknown.
+
+        Args:
+            ids, models: the keys; models only of a view that is by model, each a version or "current".
+
+        Raises:
+            ModelNotOnline: there are no rows of a model.
+        """
+        if not layout.by_model:
+            values = self.read(config, layout, ids)
+            return [layout.unpack(value) if key > MARK else None for key, value in zip(ids, values, strict=True)]
+        rows: list[Row | None] = [None] * len(ids)
+        for model in dict.fromkeys(models):
+            where = [place for place, of in enumerate(models) if of == model]
+            values = self.read(config, layout, [ids[place] for place in where], model=model)
+            for place, value in zip(where, values, strict=True):
+                rows[place] = layout.unpack(value) if ids[place] > MARK else None
+        return rows
 
     def models(self, config: RepoConfig) -> OnlineModels:
         """The models whose rows are online."""
@@ -161,13 +188,8 @@ class PackedOnlineStore(OnlineStore):
         """
         layout = layout_of(table)
         keys = [read_key(layout, key) for key in entity_keys]
-        values: dict[tuple[int, str], bytes | None] = {}
-        for model in dict.fromkeys(model for _, model in keys):
-            ids = [entity for entity, of in keys if of == model]
-            values |= zip([(entity, model) for entity in ids], self.read(config, layout, ids, model=model), strict=True)
         answer: list[tuple[datetime | None, dict[str, Value] | None]] = []
-        for key in keys:
-            row = layout.unpack(values[key]) if key[0] > MARK else None
+        for row in self.rows(config, layout, [entity for entity, _ in keys], [model for _, model in keys]):
             if row is None:
                 answer.append((None, None))
             else:
@@ -218,11 +240,11 @@ class PackedRedisOnlineStore(PackedOnlineStore):
 
     def get(self, config: RepoConfig, view: str, ids: Sequence[int]) -> list[bytes | None]:
         prefix = f"{config.project}:{view}:"
-        if len(ids) <= KEYS_A_CALL:
+        if len(ids) <= KEYS_A_READ:
             return self._client(config).mget([f"{prefix}{key}" for key in ids]) if len(ids) else []
         with self._client(config).pipeline(transaction=False) as pipe:
-            for first in range(0, len(ids), KEYS_A_CALL):
-                pipe.mget([f"{prefix}{key}" for key in ids[first : first + KEYS_A_CALL]])
+            for first in range(0, len(ids), KEYS_A_READ):
+                pipe.mget([f"{prefix}{key}" for key in ids[first : first + KEYS_A_READ]])
             return [value for values in pipe.execute() for value in values]
 
     def put(self, config: RepoConfig, layout: Layout, values: Mapping[int, bytes], *, rule: Merge = merge) -> None:

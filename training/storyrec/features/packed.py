@@ -97,14 +97,16 @@ class Layout:
 
     def unpack(self, value: bytes | None) -> Row | None:
         """The row of packed bytes; None where they are no value of this layout."""
-        times = self.times(value)
-        if value is None or times is None:
+        if value is None or len(value) < self.head.size:
+            return None
+        kind, schema, event_us, complete_us, *sizes = self.head.unpack_from(value)
+        if kind != FORMAT or schema != self.schema:
             return None
         stop, fields = self.head.size, []
-        for size in self.head.unpack_from(value)[4:]:
+        for size in sizes:
             fields.append(value[stop : stop + size])
             stop += size
-        return Row(*times, tuple(fields))
+        return Row(event_us, complete_us, tuple(fields))
 
     def value(self, row: Row, name: str) -> Value:
         """A feature of a row: an array or text."""
