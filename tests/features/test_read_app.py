@@ -138,6 +138,16 @@ def test_every_service_is_answered_as_by_feast_without_it(both: Both, service: s
     assert {"PRESENT", "NOT_FOUND"} == {status for one in answer.json()["results"] for status in one["statuses"]}
 
 
+@pytest.mark.parametrize("service", SERVICES)
+def test_the_client_gives_what_feast_gives(both: Both, service: str) -> None:
+    ids = [*KNOWN, *UNKNOWN]
+    (key, _), *others = keys_of(service, *ids, model=MODELS[0]).items()
+    values = {name: column[0] for name, column in others}
+    store, rows = both.client._store, [{key: number, **values} for number in ids]
+    expected = store.get_online_features(store.get_feature_service(service), rows).to_dict()
+    assert both.client.online(ids, join_key=key, service=service, **values) == expected
+
+
 def test_all_services_are_asked_for(both: Both) -> None:
     assert set(SERVICES) == set(both.client._services)
 

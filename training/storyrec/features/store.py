@@ -394,10 +394,10 @@ class FeatureStoreClient:
         layout = self._layouts[f"{domain.name.lower()}_embedding_by_model"]
         with _feast("read embeddings"):
             version, values = self._online.read_model(self._config, layout, ids, model=model)
-        rows = [layout.unpack(value) if key > 0 else None for key, value in zip(ids, values, strict=True)]
-        known_N = np.array([row is not None for row in rows], bool)
-        vectors = [row.fields[0] for row in rows if row]
-        values_ND = np.zeros((len(rows), len(vectors[0]) // 4 if vectors else 0), np.float32)
+        found = [layout.first_field(value) if key > 0 else None for key, value in zip(ids, values, strict=True)]
+        known_N = np.array([vector is not None for vector in found], bool)
+        vectors = [vector for vector in found if vector is not None]
+        values_ND = np.zeros((len(found), len(vectors[0]) // 4 if vectors else 0), np.float32)
         if vectors:
             values_ND[known_N] = np.frombuffer(b"".join(vectors), np.float32).reshape(len(vectors), -1)
         return Embeddings(values_ND, version, known_N)

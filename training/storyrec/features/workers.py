@@ -1,5 +1,6 @@
 """The processes of the feature server: Feast's, under gunicorn, which replaces one that dies."""
 
+import gc
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ class Workers(FeastServeApplication):  # type: ignore[misc]
         self.cfg.set("post_fork", self._forked)
 
     def load(self) -> ReadApp:
+        gc.freeze()  # Feast's many modules are not looked through again and again, which takes a tenth of a second
         return ReadApp(self._app, self._store)
 
     def _forked(self, arbiter: Any, worker: Any) -> None:
@@ -38,7 +40,7 @@ class Workers(FeastServeApplication):  # type: ignore[misc]
 
 
 def run_workers(repo: Path, *, settings: Path, host: str, port: int, num_workers: int) -> None:
-    """Serve until stopped, as Feast's own `start_server` does.
+    """Serve until stopped, as Feast's own `start_server` does, but for its worker's end after 1,000 requests.
 
     Args:
         repo: the feature repository.
@@ -67,7 +69,6 @@ def run_workers(repo: Path, *, settings: Path, host: str, port: int, num_workers
         metrics_enabled=has_metrics,
         bind=f"{host}:{port}",
         workers=num_workers,
-        worker_connections=1_000,
         keepalive=KEEP_ALIVE_SECONDS,
         loglevel="warning",
         registry_ttl_sec=REGISTRY_SECONDS,
