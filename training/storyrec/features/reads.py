@@ -10,6 +10,7 @@ from functools import lru_cache
 from typing import Any, NamedTuple, cast
 
 from feast import FeatureStore, FeatureView
+from feast.infra.registry.caching_registry import CachingRegistry
 from feast.permissions.action import AuthzedAction
 from feast.permissions.security_manager import assert_permissions, get_security_manager
 from feast.permissions.user import User
@@ -17,7 +18,7 @@ from feast.utils import _get_online_request_context
 
 from storyrec.features.feast_rows import MODEL, layout_of
 from storyrec.features.online_store import PackedOnlineStore
-from storyrec.features.packed import Layout
+from storyrec.features.packed import Layout, Row
 
 PLANS_KEPT = 1_000
 INT64 = range(-(2**63), 2**63)
@@ -90,8 +91,9 @@ class OnlineReader:
         Raises:
             Exception: what Feast raises, such as for an unknown service or a missing role.
         """
-        self._store.registry._refresh_cached_registry_if_necessary()
-        registry = self._store.registry.cached_registry_proto
+        known = cast("CachingRegistry", self._store.registry)
+        known._refresh_cached_registry_if_necessary()
+        registry = known.cached_registry_proto
         if registry is not self._registry:
             if registry != self._registry:  # mostly it was read again and says the same
                 self._plans = lru_cache(PLANS_KEPT)(self._plan)
@@ -115,26 +117,20 @@ class OnlineReader:
             or not all(type(model) is str and model for name in models for model in entities[name])
         ):
             return None
-        return [self._read(part, entities) for part in plan]
-
-    def _read(self, part: Part, entities: Mapping[str, Sequence[Any]]) -> Found:
-        layout = part.layout
-        rows = self._online.rows(self._store.config, layout, entities[layout.key], entities.get(MODEL, ()))
-        columns = []
-        for name in part.features:
-            values = [None if row is None else layout.value(row, name) for row in rows]
-            columns.append([value if value is None or isinstance(value, str) else value.tolist() for value in values])
-        return Found(part, columns, [None if row is None else row.event_us for row in rows])
+        asked = [(part.layout, entities[part.layout.key]) for part in plan]
+        rows = self._online.rows(self._store.config, asked, entities.get(MODEL, ()))
+        return [_found(part, of_part) for part, of_part in zip(plan, rows, strict=True)]
 
     def _plan(self, wanted: Wanted, user: User | None) -> tuple[Part, ...] | None:
         store = self._store
-        features = store.get_feature_service(wanted.service, allow_cache=True) if wanted.service else [*wanted.features]
+        service = store.get_feature_service(wanted.service, allow_cache=True) if wanted.service else None
+        features = service or [*wanted.features]
         context = _get_online_request_context(store.registry, store.project, features, wanted.full_names)
         on_demand, views = context[1], context[5]
         security = get_security_manager()
         if security is not None:
-            security.set_current_user(user)
-            for resource in [features] if wanted.service else [view for view, _ in views]:
+            security.set_current_user(cast("User", user))  # None: nobody, who may nothing
+            for resource in [service] if service else [view for view, _ in views]:
                 assert_permissions(resource, actions=[AuthzedAction.READ_ONLINE])
         if on_demand or any(type(view) is not FeatureView or view.projection.join_key_map for view, _ in views):
             return None
@@ -145,3 +141,11 @@ class OnlineReader:
             prefix = f"{view.projection.name_to_use()}__" if wanted.full_names else ""
             parts.append(Part(layout, names, tuple(prefix + name for name in names)))
         return tuple(parts)
+
+
+def _found(part: Part, rows: Sequence[Row | None]) -> Found:
+    columns = []
+    for name in part.features:
+        values = [None if row is None else part.layout.value(row, name) for row in rows]
+        columns.append([value if value is None or isinstance(value, str) else value.tolist() for value in values])
+    return Found(part, columns, [None if row is None else row.event_us for row in rows])

@@ -359,7 +359,7 @@ class FeatureStoreClient:
             keys: of `join_key`.
             others: the value of each other key, such as model.
         """
-        entities = {
+        entities: dict[str, list[Any]] = {
             join_key: [int(key) for key in keys],
             **{name: [value] * len(keys) for name, value in others.items()},
         }

@@ -2,11 +2,12 @@
 
 import gc
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from feast import FeatureStore
 from feast import metrics as feast_metrics
 from feast.feature_server import FeastServeApplication
+from feast.infra.registry.sql import SqlRegistry
 from feast.permissions.server.utils import (
     ServerType,
     init_auth_manager,
@@ -25,7 +26,7 @@ class Workers(FeastServeApplication):  # type: ignore[misc]
     """Feast's application in each process, behind the faster lookups."""
 
     def load_config(self) -> None:
-        super().load_config()
+        super().load_config()  # type: ignore[no-untyped-call]
         self.cfg.set("post_fork", self._forked)
 
     def load(self) -> ReadApp:
@@ -34,7 +35,7 @@ class Workers(FeastServeApplication):  # type: ignore[misc]
 
     def _forked(self, arbiter: Any, worker: Any) -> None:
         """Let each process make connections of its own to the registry."""
-        registry = self._store.registry
+        registry = cast("SqlRegistry", self._store.registry)
         for engine in (registry.read_engine, registry.write_engine):
             engine.dispose(close=False)
 
