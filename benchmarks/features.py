@@ -160,7 +160,7 @@ def direct_calls(client: FeatureStoreClient, load: Load) -> dict[str, Call]:
     def raw(keys: list[int]) -> object:
         return [redis.mget([f"storyrec:{view}:{key}" for key in keys]) for view in load.views]
 
-    def fast(keys: list[int]) -> object:
+    def arrays(keys: list[int]) -> object:
         return client.online_sequences(keys) if load.key == "user_id" else client.embeddings(keys, domain=Domain.STORY)
 
     def by_service(keys: list[int]) -> object:
@@ -171,7 +171,7 @@ def direct_calls(client: FeatureStoreClient, load: Load) -> dict[str, Call]:
         rows = [{load.key: key, **load.others} for key in keys]
         return client._store.get_online_features(service, rows).to_dict()
 
-    return {"raw Redis": raw, "fast path": fast, "service": by_service, "Feast's SDK": sdk}
+    return {"raw Redis": raw, "arrays": arrays, "service": by_service, "Feast's SDK": sdk}
 
 
 def http_call(load: Load) -> Call:

@@ -92,7 +92,7 @@ class OnlineReader:
             Exception: what Feast raises, such as for an unknown service or a missing role.
         """
         known = cast("CachingRegistry", self._store.registry)
-        known._refresh_cached_registry_if_necessary()
+        known._refresh_cached_registry_if_necessary()  # type: ignore[no-untyped-call]
         registry = known.cached_registry_proto
         if registry is not self._registry:
             if registry != self._registry:  # mostly it was read again and says the same
