@@ -2,7 +2,7 @@
 
     python benchmarks/features.py [--users 20000] [--items 20000] [--seconds 3]
 
-Starts a Redis and Feast's server, fills them from drawn partitions, and prints:
+Starts a Redis and both servers, ours and Feast's, fills the first from drawn partitions, and prints:
 
 - Materialization, rows a second: ours, Feast's own Redis store from the same files, and as the floor the same bytes
   put by pipelined SETs.
@@ -11,17 +11,20 @@ Starts a Redis and Feast's server, fills them from drawn partitions, and prints:
 """
 
 import argparse
+import json
 import os
 import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from http.client import HTTPConnection
 from importlib.util import find_spec
 from io import StringIO
 from pathlib import Path
@@ -50,6 +53,16 @@ PERCENTILES = (50, 95, 99)
 ROWS_A_CALL = 10_000
 MODEL = "8c1f0a6b2e4d9713"
 
+SERVE = """
+import sys
+from pathlib import Path
+from storyrec.features.repository import light_import
+with light_import():
+    from storyrec.features.workers import run_workers
+run_workers(Path(sys.argv[1]), settings=Path(sys.argv[2]), host="127.0.0.1", port=int(sys.argv[3]), num_workers=1)
+"""
+"""`storyrec features serve` without its question for a token."""
+
 Floats = npt.NDArray[np.float64]
 Call = Callable[[list[int]], object]
 
@@ -64,12 +77,21 @@ class Load:
     key: str
     num_keys: int
     rate: float
+    others: Mapping[str, str] = field(default_factory=dict)
 
 
 LOADS = (
     Load("sequences, 1 user", tuple(VIEWS.values()), "ranker_v1", "user_id", 1, 200),
     Load("sequences, 100 users", tuple(VIEWS.values()), "ranker_v1", "user_id", 100, 10),
-    Load("embeddings, 500 items", (f"story_embedding_by_model:{MODEL}",), "story_embedding_v2", "story_id", 500, 5),
+    Load(
+        "embeddings, 500 items",
+        (f"story_embedding_by_model:{MODEL}",),
+        "story_embedding_v2",
+        "story_id",
+        500,
+        5,
+        {"model": MODEL},
+    ),
 )
 
 
@@ -131,43 +153,57 @@ def _fill_stock(client: FeatureStoreClient, work: Path, view: str) -> float:
     return time.perf_counter() - started
 
 
-def measure_reads(client: FeatureStoreClient, http: httpx.Client, load: Load, *, num_keys: int, seconds: float) -> None:
-    """Print the latencies of every path for one load."""
+def direct_calls(client: FeatureStoreClient, load: Load) -> dict[str, Call]:
+    """The ways of this process to what a load asks for; the first one is the floor."""
     redis = Redis(port=REDIS_PORT)
-    domain = Domain.STORY
-    others = {} if load.key == "user_id" else {"model": MODEL}
 
     def raw(keys: list[int]) -> object:
         return [redis.mget([f"storyrec:{view}:{key}" for key in keys]) for view in load.views]
 
-    def fast(keys: list[int]) -> object:
-        return client.online_sequences(keys) if load.key == "user_id" else client.embeddings(keys, domain=domain)
+    def arrays(keys: list[int]) -> object:
+        return client.online_sequences(keys) if load.key == "user_id" else client.embeddings(keys, domain=Domain.STORY)
+
+    def by_service(keys: list[int]) -> object:
+        return client.online(keys, join_key=load.key, service=load.service, **load.others)
 
     def sdk(keys: list[int]) -> object:
-        return client.online(keys, join_key=load.key, service=load.service, **others)
+        service = client._store.get_feature_service(load.service, allow_cache=True)
+        rows = [{load.key: key, **load.others} for key in keys]
+        return client._store.get_online_features(service, rows).to_dict()
 
-    def over_http(keys: list[int]) -> object:
-        entities = {load.key: keys, **{name: [value] * len(keys) for name, value in others.items()}}
-        asked = {"feature_service": load.service, "entities": entities}
-        return http.post("/get-online-features", json=asked).raise_for_status().content
+    return {"raw Redis": raw, "arrays": arrays, "service": by_service, "Feast's SDK": sdk}
 
-    floor = 0.0
-    for path, call, threads in (
-        ("raw Redis", raw, 1),
-        ("fast path", fast, 1),
-        ("SDK", sdk, 1),
-        ("HTTP", over_http, 16),
-    ):
-        open_loop(call, load, num_keys=num_keys, seconds=1, threads=threads)
-        latencies = open_loop(call, load, num_keys=num_keys, seconds=seconds, threads=threads)
-        values = np.percentile(latencies, PERCENTILES)
-        floor = floor or values[0]
-        shown = "  ".join(f"p{p} {v:7.2f}" for p, v in zip(PERCENTILES, values, strict=True))
-        print(
-            f"{load.name:22} {load.rate:4.0f}/s {path:10} {shown}  max {latencies.max():7.2f} ms   "
-            f"{values[0] / floor:5.1f} times the floor at p50   ({len(latencies)} requests)",
-            flush=True,
-        )
+
+def http_call(load: Load) -> Call:
+    """The way over HTTP, a connection a thread, by the client that takes least of this machine."""
+    mine = threading.local()
+
+    def call(keys: list[int]) -> object:
+        if not hasattr(mine, "connection"):
+            mine.connection = HTTPConnection("127.0.0.1", HTTP_PORT)
+        entities = {load.key: keys, **{name: [value] * len(keys) for name, value in load.others.items()}}
+        body = json.dumps({"feature_service": load.service, "entities": entities})
+        mine.connection.request("POST", "/get-online-features", body, {"Content-Type": "application/json"})
+        answer = mine.connection.getresponse()
+        content = answer.read()
+        if answer.status != 200:
+            raise SystemExit(f"{answer.status} {content.decode()}")
+        return content
+
+    return call
+
+
+def measure_reads(path: str, call: Call, load: Load, *, num_keys: int, seconds: float, threads: int = 1) -> None:
+    """Print the latencies of one way to what a load asks for."""
+    open_loop(call, load, num_keys=num_keys, seconds=1, threads=threads)
+    latencies = open_loop(call, load, num_keys=num_keys, seconds=seconds, threads=threads)
+    values = np.percentile(latencies, PERCENTILES)
+    shown = "  ".join(f"p{p} {v:7.2f}" for p, v in zip(PERCENTILES, values, strict=True))
+    print(
+        f"{load.name:22} {load.rate:4.0f}/s {path:14} {shown}  max {latencies.max():7.2f} ms "
+        f"({len(latencies)} requests)",
+        flush=True,
+    )
 
 
 def open_loop(call: Call, load: Load, *, num_keys: int, seconds: float, threads: int) -> Floats:
@@ -226,14 +262,23 @@ def main() -> None:
             client.materialize("user_product_sequence", start=END - timedelta(days=1), end=END)
             client._write(MODEL, [client.layout("story_embedding_by_model")], END)
             client._online.publish_models(client._config, OnlineModels(MODEL, (MODEL,)), published_us=1)
-            with (
-                running([*feast, "serve", "-p", str(HTTP_PORT), "--no-access-log"], log=work / "server.log"),
-                httpx.Client(base_url=f"http://127.0.0.1:{HTTP_PORT}", timeout=30) as http,
-            ):
-                _wait_for(lambda: http.get("/health").raise_for_status())
-                for load in LOADS:
-                    num_keys = arguments.users if load.key == "user_id" else arguments.items
-                    measure_reads(client, http, load, num_keys=num_keys, seconds=arguments.seconds)
+            num_keys = {"user_id": arguments.users, "story_id": arguments.items}
+            for load in LOADS:
+                for path, call in direct_calls(client, load).items():
+                    measure_reads(path, call, load, num_keys=num_keys[load.key], seconds=arguments.seconds)
+            ours = [sys.executable, "-c", SERVE, str(REPO), str(file), str(HTTP_PORT)]
+            for path, server in (("HTTP", ours), ("Feast's HTTP", [*feast, "serve", "-p", str(HTTP_PORT)])):
+                with running(server, log=work / "server.log"):
+                    _wait_for(lambda: httpx.get(f"http://127.0.0.1:{HTTP_PORT}/health").raise_for_status())
+                    for load in LOADS:
+                        measure_reads(
+                            path,
+                            http_call(load),
+                            load,
+                            num_keys=num_keys[load.key],
+                            seconds=arguments.seconds,
+                            threads=16,
+                        )
 
 
 def _lists(values_NK: npt.NDArray[np.generic]) -> pa.ListArray:

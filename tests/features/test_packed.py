@@ -171,3 +171,13 @@ def test_what_the_logs_do_not_hold_is_settled(arrivals: list[Recent], until: int
     assert unpack_sequence(SEQUENCE, found) == Recent(stored.complete_us, expected)
     assert (found is None) == (not expected and stored.complete_us == 0)
     assert (found is value) == (expected == stored.clicks) or found == value
+
+
+def test_the_first_field_is_that_of_the_row_and_nothing_of_another_layout() -> None:
+    whole = EMBEDDING.pack(Row(1, 2, (np.arange(3, dtype=np.float32).tobytes(), b"version")))
+    for value in (whole, EMBEDDING.pack(Row(1, 2, (b"", b"")))):
+        row = EMBEDDING.unpack(value)
+        assert row is not None
+        assert EMBEDDING.first_field(value) == row.fields[0]
+    for value in (None, b"", whole[:10], SEQUENCE.pack(Row(1, 2, (b"12345678", b"12345678"))), b"\2" + whole[1:]):
+        assert EMBEDDING.unpack(value) is EMBEDDING.first_field(value) is None

@@ -77,6 +77,30 @@ def test_a_click_is_in_the_sequence_within_a_second_and_in_order(server: Server)
     assert server.sequence(4_711) == [(3, microseconds(first))]
 
 
+def test_feasts_client_for_remote_stores_reads_through_the_server(server: Server, tmp_path: Path) -> None:
+    from feast import FeatureStore, RepoConfig
+    from feast.errors import FeastPermissionError
+    from feast.repo_config import RegistryConfig
+
+    def ask(role: str) -> dict[str, list[Any]]:
+        config = RepoConfig(
+            project="storyrec",
+            provider="local",
+            entity_key_serialization_version=3,
+            registry=RegistryConfig(path=str(tmp_path / "registry.db")),
+            online_store={"type": "remote", "path": str(server.client.base_url).rstrip("/")},
+            auth={"type": "oidc", "token": server.provider.token(role)},
+        )
+        rows = [{"user_id": 8}, {"user_id": 4_712}]
+        return FeatureStore(config=config).get_online_features(["user_story_sequence:story_ids"], rows).to_dict()
+
+    items = [item for item, _ in server.world.sequence("story", user=8, before=at(4))]
+    assert items
+    assert ask("reader") == {"user_id": [8, 4_712], "story_ids": [items, None]}
+    with pytest.raises(FeastPermissionError, match="Requires roles"):
+        ask("gardener")
+
+
 @pytest.mark.parametrize(
     ("other", "status", "message"),
     [

@@ -243,7 +243,7 @@ class Serving(Section):
 
 
 class FeatureServer(Section):
-    """Feast's HTTP server."""
+    """The feature store over HTTP."""
 
     host: str = "127.0.0.1"
     port: int = Field(6566, ge=1, le=65_535)

@@ -209,7 +209,7 @@ def drift(day: DayOption, config: ConfigOption = None) -> None:
 
 @features_app.command("serve")
 def serve(config: ConfigOption = None) -> None:
-    """Answer lookups and take pushes over HTTP, by Feast's own server, until stopped."""
+    """Answer lookups and take pushes over HTTP, as Feast's server does, until stopped."""
     from storyrec.features.server import serve_features
 
     serve_features(load_config(config))

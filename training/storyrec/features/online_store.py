@@ -14,6 +14,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,6 +34,7 @@ from storyrec.features.packed import CURRENT, Layout, Row
 
 MARK = 0
 KEYS_A_CALL = 500
+KEYS_A_READ = 1_000
 
 Merge = Callable[[Layout, bytes | None, bytes], bytes]
 Rows = Sequence[tuple[EntityKey, dict[str, Value], datetime, datetime | None]]
@@ -44,6 +46,10 @@ class PackedOnlineStore(OnlineStore):
     @abstractmethod
     def get(self, config: RepoConfig, view: str, ids: Sequence[int]) -> list[bytes | None]:
         """The value of each key; None where there is none."""
+
+    def get_each(self, config: RepoConfig, asked: Sequence[tuple[str, Sequence[int]]]) -> list[list[bytes | None]]:
+        """As `get`, of some views."""
+        return [self.get(config, view, ids) for view, ids in asked]
 
     @abstractmethod
     def put(self, config: RepoConfig, layout: Layout, values: Mapping[int, bytes], *, rule: Merge = merge) -> None:
@@ -83,16 +89,66 @@ class PackedOnlineStore(OnlineStore):
             ModelNotOnline: there are no rows of this model.
         """
         if layout.by_model:
-            version = self.models(config).version_of(model)
-            _, *values = self.get(config, layout.of_model(version).view, [MARK, *ids])  # the mark notes the reading
-            if None in values:
-                self.models(config).version_of(version)  # retired meanwhile: its rows go after its name
-            return values
-        if not layout.length:
-            return self.get(config, layout.view, ids)
-        mark, *values = self.get(config, layout.view, [MARK, *ids])
-        _, until_us = layout.times(mark) or (0, 0)
-        return [value and settle(layout, value, until_us=until_us) for value in values]
+            return self.read_model(config, layout, ids, model=model)[1]
+        return self._read_each(config, [(layout, ids)])[0]
+
+    def _read_each(self, config: RepoConfig, asked: Sequence[tuple[Layout, Sequence[int]]]) -> list[list[bytes | None]]:
+        """As `read`, of views that are not by model, together."""
+        keys = [(layout.view, [MARK, *ids] if layout.length else ids) for layout, ids in asked]
+        found = self.get_each(config, keys)
+        for place, (layout, _) in enumerate(asked):
+            if layout.length:
+                mark, *values = found[place]
+                _, until_us = layout.times(mark) or (0, 0)
+                found[place] = [value and settle(layout, value, until_us=until_us) for value in values]
+        return found
+
+    def read_model(
+        self, config: RepoConfig, layout: Layout, ids: Sequence[int], *, model: str
+    ) -> tuple[str, list[bytes | None]]:
+        """Which model a reader means, and its value of each key. Arguments and errors as for `read`."""
+        version = self.models(config).version_of(model)
+        _, *values = self.get(config, layout.of_model(version).view, [MARK, *ids])  # the mark notes the reading
+        if None in values:
+            self.models(config).version_of(version)  # retired meanwhile: its rows go after its name
+        return version, values
+
+    def rows(
+        self, config: RepoConfig, asked: Sequence[tuple[Layout, Sequence[int]]], models: Sequence[str]
+    ) -> list[list[Row | None]]:
+        """The rows of some views as readers see them, a row a key; None where it is unknown.
+
+        Args:
+            asked: views and their keys.
+            models: of the views that are by model, one a key: a version or "current".
+
+        Raises:
+            ModelNotOnline: there are no rows of a model.
+        """
+        together = iter(self._read_each(config, [one for one in asked if not one[0].by_model]))
+        return [
+            [
+                layout.unpack(value) if key > MARK else None
+                for key, value in zip(
+                    ids,
+                    self._read_models(config, layout, ids, models) if layout.by_model else next(together),
+                    strict=True,
+                )
+            ]
+            for layout, ids in asked
+        ]
+
+    def _read_models(
+        self, config: RepoConfig, layout: Layout, ids: Sequence[int], models: Sequence[str]
+    ) -> list[bytes | None]:
+        """As `read`, of the model that each key names."""
+        values: list[bytes | None] = [None] * len(ids)
+        for model in dict.fromkeys(models):
+            places = [place for place, of in enumerate(models) if of == model]
+            found = self.read(config, layout, [ids[place] for place in places], model=model)
+            for place, value in zip(places, found, strict=True):
+                values[place] = value
+        return values
 
     def models(self, config: RepoConfig) -> OnlineModels:
         """The models whose rows are online."""
@@ -161,13 +217,9 @@ class PackedOnlineStore(OnlineStore):
         """
         layout = layout_of(table)
         keys = [read_key(layout, key) for key in entity_keys]
-        values: dict[tuple[int, str], bytes | None] = {}
-        for model in dict.fromkeys(model for _, model in keys):
-            ids = [entity for entity, of in keys if of == model]
-            values |= zip([(entity, model) for entity in ids], self.read(config, layout, ids, model=model), strict=True)
         answer: list[tuple[datetime | None, dict[str, Value] | None]] = []
-        for key in keys:
-            row = layout.unpack(values[key]) if key[0] > MARK else None
+        (rows,) = self.rows(config, [(layout, [entity for entity, _ in keys])], [model for _, model in keys])
+        for row in rows:
             if row is None:
                 answer.append((None, None))
             else:
@@ -217,13 +269,18 @@ class PackedRedisOnlineStore(PackedOnlineStore):
         self._redis: Redis | None = None
 
     def get(self, config: RepoConfig, view: str, ids: Sequence[int]) -> list[bytes | None]:
-        prefix = f"{config.project}:{view}:"
-        if len(ids) <= KEYS_A_CALL:
-            return self._client(config).mget([f"{prefix}{key}" for key in ids]) if len(ids) else []
-        with self._client(config).pipeline(transaction=False) as pipe:
-            for first in range(0, len(ids), KEYS_A_CALL):
-                pipe.mget([f"{prefix}{key}" for key in ids[first : first + KEYS_A_CALL]])
-            return [value for values in pipe.execute() for value in values]
+        return self.get_each(config, [(view, ids)])[0]
+
+    def get_each(self, config: RepoConfig, asked: Sequence[tuple[str, Sequence[int]]]) -> list[list[bytes | None]]:
+        names = [f"{config.project}:{view}:{key}" for view, ids in asked for key in ids]
+        if len(names) <= KEYS_A_READ:
+            values = iter(self._client(config).mget(names) if names else [])
+        else:
+            with self._client(config).pipeline(transaction=False) as pipe:
+                for first in range(0, len(names), KEYS_A_READ):
+                    pipe.mget(names[first : first + KEYS_A_READ])
+                values = chain.from_iterable(pipe.execute())
+        return [list(islice(values, len(ids))) for _, ids in asked]
 
     def put(self, config: RepoConfig, layout: Layout, values: Mapping[int, bytes], *, rule: Merge = merge) -> None:
         client, prefix = self._client(config), f"{config.project}:{layout.view}:"

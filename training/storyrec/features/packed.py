@@ -25,6 +25,8 @@ from storyrec.errors import DataError
 FORMAT = 1
 ARRAYS: dict[str, np.dtype[Any]] = {"INT64_LIST": np.dtype("<i8"), "FLOAT_LIST": np.dtype("<f4")}
 TEXT = "STRING"
+FIRST_SIZE = slice(21, 25)
+"""Where a value says how many bytes its first field has."""
 CURRENT = "current"
 """What a reader asks for who pins no model."""
 
@@ -83,6 +85,10 @@ class Layout:
         """What stands before the fields."""
         return struct.Struct(f"<BIqq{len(self.fields)}I")
 
+    @cached_property
+    def _start(self) -> bytes:
+        return struct.pack("<BI", FORMAT, self.schema)
+
     def pack(self, row: Row) -> bytes:
         """The bytes of a row."""
         sizes = map(len, row.fields)
@@ -97,14 +103,23 @@ class Layout:
 
     def unpack(self, value: bytes | None) -> Row | None:
         """The row of packed bytes; None where they are no value of this layout."""
-        times = self.times(value)
-        if value is None or times is None:
+        if value is None or len(value) < self.head.size:
+            return None
+        kind, schema, event_us, complete_us, *sizes = self.head.unpack_from(value)
+        if kind != FORMAT or schema != self.schema:
             return None
         stop, fields = self.head.size, []
-        for size in self.head.unpack_from(value)[4:]:
+        for size in sizes:
             fields.append(value[stop : stop + size])
             stop += size
-        return Row(*times, tuple(fields))
+        return Row(event_us, complete_us, tuple(fields))
+
+    def first_field(self, value: bytes | None) -> bytes | None:
+        """The first field of packed bytes, in a quarter of the time; None where they are no value of this layout."""
+        size = self.head.size
+        if value is None or len(value) < size or value[:5] != self._start:
+            return None
+        return value[size : size + int.from_bytes(value[FIRST_SIZE], "little")]
 
     def value(self, row: Row, name: str) -> Value:
         """A feature of a row: an array or text."""

@@ -1,30 +1,19 @@
-"""Feast's own HTTP server over the feature store: lookups and pushes for whoever speaks JSON.
+"""The feature store over HTTP: lookups and pushes for whoever speaks JSON, by Feast's server with faster lookups.
 
 In the cluster profile it asks for a token (OpenID Connect) and lets its roles do what `definitions.py` permits.
 """
 
 import os
-import subprocess
-import sys
 
 from storyrec.config import Config
 from storyrec.errors import ConfigError, PlatformError
 from storyrec.features.partitions import work_folder
-from storyrec.features.repository import feature_repo, settings_file
+from storyrec.features.repository import feature_repo, light_import, settings_file
 from storyrec.features.store import open_feature_store
 from storyrec.serving.server import listen
 
 DISCOVERY = "STORYREC_OIDC_DISCOVERY"
 """Environment variable: where the provider of tokens describes itself."""
-
-START = (
-    "from storyrec.features.repository import light_import\n"
-    "with light_import():\n"
-    "    from feast.cli.cli import cli\n"
-    "    import feast.feature_server\n"
-    "cli()"
-)
-"""Feast's own command line, started in half the time."""
 
 
 def serve_features(config: Config) -> None:
@@ -47,21 +36,17 @@ def serve_features(config: Config) -> None:
         )
     open_feature_store(config.locations.work, profile=config.profile)  # registers the definitions
     listen(settings.host, settings.port).close()
-    work = work_folder(config.locations.work)
-    local = work / "feast/feature_store.yaml"
+    local = work_folder(config.locations.work) / "feast/feature_store.yaml"
     file = local if config.profile == "local" else settings_file(repo, profile=config.profile)
-    command = [sys.executable, "-c", START, "-c", str(repo), "-f", str(file), "serve", "--no-access-log"]
-    options = {"--host": settings.host, "--port": settings.port, "--workers": settings.num_workers}
-    command += [str(part) for option in options.items() for part in option]
-    environment = {**os.environ, "STORYREC_FEATURES": str(work / "features"), "FEAST_USAGE": "False"}
+    with light_import():
+        from storyrec.features.workers import run_workers
     print(f"storyrec: http://{settings.host}:{settings.port} serves features", flush=True)
     try:
-        code = subprocess.run(command, env=environment, check=False).returncode
-    except KeyboardInterrupt:
-        return
-    if code > 0:
-        raise PlatformError(
-            f"Feast's server ended by itself (exit code {code})",
-            where=f"{settings.host}:{settings.port}",
-            remedy="read its messages above",
-        )
+        run_workers(repo, settings=file, host=settings.host, port=settings.port, num_workers=settings.num_workers)
+    except SystemExit as end:  # so gunicorn ends, asked to or not
+        if end.code:
+            raise PlatformError(
+                f"the server ended by itself (exit code {end.code})",
+                where=f"{settings.host}:{settings.port}",
+                remedy="read its messages above",
+            ) from end

@@ -39,6 +39,7 @@ with light_import():
     from storyrec.features.feast_rows import layout_of
     from storyrec.features.online_models import OnlineModels
     from storyrec.features.online_store import PackedOnlineStore
+    from storyrec.features.reads import OnlineReader, Wanted
 
 THE_BEGINNING = datetime(1970, 1, 1, tzinfo=UTC)
 ONE_MICROSECOND = timedelta(microseconds=1)
@@ -99,6 +100,7 @@ class FeatureStoreClient:
         self._store, self._repo, self._features, self._lock = store, repo, features, lock
         self._config = store.config
         self._online = cast("PackedOnlineStore", store._get_provider().online_store)
+        self._reader = OnlineReader(store)
         self._views: dict[str, FeatureView] = {}
         self._services: dict[str, FeatureService] = {}
         self._layouts: dict[str, Layout] = {}
@@ -357,12 +359,19 @@ class FeatureStoreClient:
             keys: of `join_key`.
             others: the value of each other key, such as model.
         """
+        entities: dict[str, list[Any]] = {
+            join_key: [int(key) for key in keys],
+            **{name: [value] * len(keys) for name, value in others.items()},
+        }
         with _feast("read online features"):
-            answer = self._store.get_online_features(
-                features=self._store.get_feature_service(service, allow_cache=True),
-                entity_rows=[{join_key: int(key), **others} for key in keys],
-            )
-            return answer.to_dict()
+            plan = self._reader.plan(Wanted(service))
+            found = plan and self._reader.read(plan, entities)
+            if not found:  # Feast says why
+                features = self._store.get_feature_service(service, allow_cache=True)
+                return self._store.get_online_features(features=features, entity_rows=entities).to_dict()
+        return entities | {
+            name: column for one in found for name, column in zip(one.part.names, one.columns, strict=True)
+        }
 
     def online_sequences(self, user_ids: Sequence[int]) -> list[UserSequences]:
         """Both sequences of every user, as they are served."""
@@ -382,14 +391,15 @@ class FeatureStoreClient:
         Raises:
             ModelError: nothing is online, or not this version.
         """
-        view = f"{domain.name.lower()}_embedding_by_model"
-        version = self.online_models().version_of(model)
-        rows = [self._layouts[view].unpack(value) for value in self.online_values(view, ids, model=version)]
-        known_N = np.array([row is not None for row in rows], bool)
-        vectors = [np.frombuffer(row.fields[0], np.float32) for row in rows if row]
-        values_ND = np.zeros((len(rows), len(vectors[0]) if vectors else 0), np.float32)
+        layout = self._layouts[f"{domain.name.lower()}_embedding_by_model"]
+        with _feast("read embeddings"):
+            version, values = self._online.read_model(self._config, layout, ids, model=model)
+        found = [layout.first_field(value) if key > 0 else None for key, value in zip(ids, values, strict=True)]
+        known_N = np.array([vector is not None for vector in found], bool)
+        vectors = [vector for vector in found if vector is not None]
+        values_ND = np.zeros((len(found), len(vectors[0]) // 4 if vectors else 0), np.float32)
         if vectors:
-            values_ND[known_N] = vectors
+            values_ND[known_N] = np.frombuffer(b"".join(vectors), np.float32).reshape(len(vectors), -1)
         return Embeddings(values_ND, version, known_N)
 
 

@@ -1,0 +1,151 @@
+"""Online reads as Feast defines them, without its way there: a plan of what is asked for, then packed values.
+
+Plans are made by Feast's own functions, which know the registry and who may read what, and are kept until the
+registry changes. Of what no plan covers Feast itself knows the answer, or what is wrong with it.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, NamedTuple, cast
+
+from feast import FeatureStore, FeatureView
+from feast.infra.registry.caching_registry import CachingRegistry
+from feast.permissions.action import AuthzedAction
+from feast.permissions.security_manager import assert_permissions, get_security_manager
+from feast.permissions.user import User
+from feast.utils import _get_online_request_context
+
+from storyrec.features.feast_rows import MODEL, layout_of
+from storyrec.features.online_store import PackedOnlineStore
+from storyrec.features.packed import Layout, Row
+
+PLANS_KEPT = 1_000
+INT64 = range(-(2**63), 2**63)
+
+
+class Wanted(NamedTuple):
+    """What a reader names.
+
+    Attributes:
+        service: a feature service; empty: the features below.
+        features: each as view:feature.
+        full_names: whether the answer names a feature view__feature.
+    """
+
+    service: str
+    features: tuple[str, ...] = ()
+    full_names: bool = False
+
+
+@dataclass(frozen=True)
+class Part:
+    """What is read of a view.
+
+    Attributes:
+        layout: of its values.
+        features: in the order of the layout.
+        names: of the features in the answer.
+    """
+
+    layout: Layout
+    features: tuple[str, ...]
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Found:
+    """A view's features of the asked keys.
+
+    Attributes:
+        part: which.
+        columns: the values of each feature, one a key, of JSON's types; None where the key is unknown.
+        event_us: of each key, epoch microseconds; None where it is unknown.
+    """
+
+    part: Part
+    columns: list[list[Any]]
+    event_us: list[int | None]
+
+
+class OnlineReader:
+    """Reads what Feast's definitions name from the packed store behind Feast.
+
+    Args:
+        store: whose registry and online store.
+    """
+
+    def __init__(self, store: FeatureStore) -> None:
+        self._store = store
+        self._online = cast("PackedOnlineStore", store._get_provider().online_store)
+        self._registry: object = None
+        self._plans = lru_cache(PLANS_KEPT)(self._plan)
+
+    def plan(self, wanted: Wanted, *, user: User | None = None) -> tuple[Part, ...] | None:
+        """What to read, a part a view; None where Feast has to.
+
+        Args:
+            wanted: what is asked for.
+            user: who asks, where there are permissions; a verdict is kept as long as this object.
+
+        Raises:
+            Exception: what Feast raises, such as for an unknown service or a missing role.
+        """
+        known = cast("CachingRegistry", self._store.registry)
+        known._refresh_cached_registry_if_necessary()  # type: ignore[no-untyped-call]
+        registry = known.cached_registry_proto
+        if registry is not self._registry:
+            if registry != self._registry:  # mostly it was read again and says the same
+                self._plans = lru_cache(PLANS_KEPT)(self._plan)
+            self._registry = registry
+        return self._plans(wanted, user)
+
+    def read(self, plan: Sequence[Part], entities: Mapping[str, Sequence[Any]]) -> list[Found] | None:
+        """The features of the asked keys; None where the keys are not those of the plan, each an int64 or text.
+
+        Raises:
+            ModelNotOnline: a key names a model whose rows are not online.
+        """
+        keys = {part.layout.key for part in plan}
+        models = {MODEL} if any(part.layout.by_model for part in plan) else set()
+        num_keys = {len(column) for column in entities.values()}
+        if (
+            entities.keys() != keys | models
+            or len(num_keys) != 1
+            or num_keys == {0}
+            or not all(type(key) is int and key in INT64 for name in keys for key in entities[name])
+            or not all(type(model) is str and model for name in models for model in entities[name])
+        ):
+            return None
+        asked = [(part.layout, entities[part.layout.key]) for part in plan]
+        rows = self._online.rows(self._store.config, asked, entities.get(MODEL, ()))
+        return [_found(part, of_part) for part, of_part in zip(plan, rows, strict=True)]
+
+    def _plan(self, wanted: Wanted, user: User | None) -> tuple[Part, ...] | None:
+        store = self._store
+        service = store.get_feature_service(wanted.service, allow_cache=True) if wanted.service else None
+        features = service or [*wanted.features]
+        context = _get_online_request_context(store.registry, store.project, features, wanted.full_names)
+        on_demand, views = context[1], context[5]
+        security = get_security_manager()
+        if security is not None:
+            security.set_current_user(cast("User", user))  # None: nobody, who may nothing
+            for resource in [service] if service else [view for view, _ in views]:
+                assert_permissions(resource, actions=[AuthzedAction.READ_ONLINE])
+        if on_demand or any(type(view) is not FeatureView or view.projection.join_key_map for view, _ in views):
+            return None
+        parts = []
+        for view, asked in views:
+            layout = layout_of(view)
+            names = tuple(name for name in layout.names if name in asked)
+            prefix = f"{view.projection.name_to_use()}__" if wanted.full_names else ""
+            parts.append(Part(layout, names, tuple(prefix + name for name in names)))
+        return tuple(parts)
+
+
+def _found(part: Part, rows: Sequence[Row | None]) -> Found:
+    columns = []
+    for name in part.features:
+        values = [None if row is None else part.layout.value(row, name) for row in rows]
+        columns.append([value if value is None or isinstance(value, str) else value.tolist() for value in values])
+    return Found(part, columns, [None if row is None else row.event_us for row in rows])
