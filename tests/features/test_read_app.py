@@ -2,7 +2,9 @@
 
 import asyncio
 import json
+import time
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +15,7 @@ from feature_world import World, at, microseconds
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from online_world import opened
+from redis import Redis
 
 from storyrec.features.packed import ARRAYS, TEXT, Layout, Row
 from storyrec.features.store import FeatureStoreClient
@@ -369,3 +372,25 @@ def test_a_plan_is_kept_while_the_registry_says_the_same(both: Both) -> None:
     assert reader.plan(wanted) is not plan
     assert reader.plan(wanted) == plan
     store.delete_feature_service("another_v1")
+
+
+@pytest.mark.parametrize("both", ["cluster"], indirect=True)
+def test_a_store_that_hangs_holds_up_lookups_alone(both: Both, redis_server: str) -> None:
+    body = {"feature_service": "ranker_v1", "entities": {"user_id": [KNOWN[0]]}}
+
+    def look_up() -> float:
+        started = time.monotonic()
+        assert both.faster.post(PATH, json=body).status_code == 200
+        return time.monotonic() - started
+
+    host, _, port = redis_server.partition(":")
+    with Redis(host=host, port=int(port)) as redis, ThreadPoolExecutor(1) as pool:
+        redis.client_pause(300)
+        assert look_up() > 0.2  # noticed: the next ones wait in threads
+        redis.client_pause(1_500)
+        waiting = pool.submit(look_up)
+        time.sleep(0.2)
+        started = time.monotonic()
+        assert both.faster.get("/health").status_code == 200
+        assert time.monotonic() - started < 0.7
+        assert waiting.result() > 1

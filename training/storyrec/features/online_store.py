@@ -35,6 +35,8 @@ from storyrec.features.packed import CURRENT, Layout, Row
 MARK = 0
 KEYS_A_CALL = 500
 KEYS_A_READ = 1_000
+REDIS_SECONDS = 5.0
+"""How long Redis may be silent, unless its settings say socket_timeout."""
 
 Merge = Callable[[Layout, bytes | None, bytes], bytes]
 Rows = Sequence[tuple[EntityKey, dict[str, Value], datetime, datetime | None]]
@@ -326,7 +328,7 @@ class PackedRedisOnlineStore(PackedOnlineStore):
     def _client(self, config: RepoConfig) -> Any:  # its types say that every answer may have to be awaited
         if self._redis is None:
             (node, *_), settings = RedisOnlineStore._parse_connection_string(config.online_store.connection_string)
-            self._redis = Redis(**node, **settings)
+            self._redis = Redis(**{"socket_timeout": REDIS_SECONDS, **node, **settings})
         return self._redis
 
 
