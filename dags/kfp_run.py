@@ -5,6 +5,7 @@ The triggerer imports this module too: its folder must be on PYTHONPATH there.
 """
 
 from collections.abc import AsyncIterator, Sequence
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,8 @@ from storyrec_tasks import Step, partition_day, settings_file
 class KfpRunOperator(BaseOperator):
     """Runs the training pipeline for the day of the run; `profile` of the settings says where.
 
-    A retried task finds the run that its earlier try started and does not start a second one.
+    A retried task finds the run that its earlier try started and does not start a second one. The task returns where
+    the day's report lies: the last line of its log, and its XCom.
     """
 
     template_fields: Sequence[str] = ()
@@ -38,7 +40,7 @@ class KfpRunOperator(BaseOperator):
         self._step: Step | None = None
         self._submitted: tuple[Config, str] | None = None
 
-    def execute(self, context: Context) -> None:
+    def execute(self, context: Context) -> str:
         """Run the pipeline in a process, or submit it and wait without holding a slot."""
         day = partition_day(context)
         try:
@@ -46,7 +48,7 @@ class KfpRunOperator(BaseOperator):
             if config.profile == "local":
                 self._step = Step("train-adapt", day=day)
                 self._step.run()
-                return
+                return self._report(config, day)
             with KubeflowClient(config.kubeflow.endpoint, namespace=config.kubeflow.namespace) as client:
                 run = client.submit_once(
                     idempotency_key(config, day=day),
@@ -75,14 +77,15 @@ class KfpRunOperator(BaseOperator):
         """Judge the ended run.
 
         Returns:
-            The run's id.
+            Where the day's report lies.
 
         Raises:
             AirflowException: the run failed, was cancelled, or could not be watched to its end.
         """
         if event["state"] != SUCCEEDED:
             raise AirflowException(f"Kubeflow run {event['run_id']} is {event['state']}: {event['error']}")
-        return event["run_id"]
+        self.log.info("Kubeflow run %s is %s", event["run_id"], event["state"])
+        return self._report(load_config(settings_file()), partition_day(context))
 
     def on_kill(self) -> None:
         """End the process, or the run on the cluster."""
@@ -92,6 +95,11 @@ class KfpRunOperator(BaseOperator):
             config, run_id = self._submitted
             with KubeflowClient(config.kubeflow.endpoint, namespace=config.kubeflow.namespace) as client:
                 client.terminate_run(run_id)
+
+    def _report(self, config: Config, day: date) -> str:
+        report = f"{config.locations.work}/runs/dt={day}/report.html"
+        self.log.info("report: %s", report)
+        return report
 
 
 class KfpRunTrigger(BaseTrigger):

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from ceph_gateway import ASKED, ceph_gateway
 from s3_server import S3Server, s3_server
 
 if TYPE_CHECKING:
@@ -14,8 +15,8 @@ if TYPE_CHECKING:
 
 @pytest.fixture(scope="session")
 def s3() -> Iterator[S3Server]:
-    """A running S3 server."""
-    with s3_server() as server:
+    """A running S3 server; Ceph's gateway where STORYREC_TEST_S3=ceph asks for it."""
+    with ceph_gateway() if ASKED else s3_server() as server:
         yield server
 
 

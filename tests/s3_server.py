@@ -47,8 +47,6 @@ class S3Server:
 def s3_server() -> Iterator[S3Server]:
     """Start the server, set dummy credentials, stop it at the end."""
     port = free_port()
-    before = {name: os.environ.get(name) for name in CREDENTIALS}
-    os.environ.update(CREDENTIALS)
     server = subprocess.Popen(
         [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
         stdout=subprocess.DEVNULL,
@@ -56,16 +54,28 @@ def s3_server() -> Iterator[S3Server]:
     )
     try:
         endpoint = f"http://127.0.0.1:{port}"
-        _await_answer(endpoint, server)
-        yield S3Server(endpoint)
+        await_answer(endpoint, server)
+        with credentials():
+            yield S3Server(endpoint)
     finally:
         server.terminate()
         server.wait(timeout=20)
+
+
+@contextmanager
+def credentials() -> Iterator[None]:
+    """Set the credentials that the server knows, and those of before at the end."""
+    before = {name: os.environ.get(name) for name in CREDENTIALS}
+    os.environ.update(CREDENTIALS)
+    try:
+        yield
+    finally:
         for name, value in before.items():
             os.environ.pop(name, None) if value is None else os.environ.update({name: value})
 
 
-def _await_answer(endpoint: str, server: subprocess.Popen[bytes]) -> None:
+def await_answer(endpoint: str, server: subprocess.Popen[bytes]) -> None:
+    """Wait until a starting server answers."""
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline and server.poll() is None:
         try:

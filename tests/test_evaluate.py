@@ -2,8 +2,10 @@
 
 import json
 import shutil
+from base64 import b64encode
 from collections import Counter
 from datetime import timedelta
+from html import unescape
 from pathlib import Path
 
 import numpy as np
@@ -193,6 +195,46 @@ def test_the_bundle_was_rehearsed_and_weighed(packed: Path, evaluation: Path) ->
     assert read["rehearsal"]["version"] == Bundle.load(packed).version
     assert read["challenger"]["num_bytes"] == sum(f.stat().st_size for f in packed.rglob("*") if f.is_file())
     assert read["changed_settings"] == []
+
+
+def test_the_stories_shown_for_products_are_the_nearest_ones(world: World, packed: Path, evaluation: Path) -> None:
+    data, bundle = world.data, Bundle.load(packed)
+    read = json.loads((evaluation / "evaluation.json").read_text())
+    page = unescape((evaluation / "report.html").read_text())
+    titles = {
+        name: dict(zip(catalog.item_ids_N.tolist(), catalog.titles, strict=True))
+        for name, catalog in (("stories", data.stories), ("products", data.products))
+    }
+    last = [example["product_clicks"][0] for example in read["examples"] if example["product_clicks"]]
+    assert {match["title"] for match in read["matches"]} == set(last)
+    for match in read["matches"]:
+        own_M = bundle.products.match_NM[bundle.products.rows(match["product_id"])]
+        distances_N = np.linalg.norm(bundle.stories.match_NM[1:] - own_M, axis=1)
+        found = [(story["story_id"], story["distance"]) for story in match["stories"]]
+        assert [distance for _, distance in found] == pytest.approx(np.sort(distances_N)[:5])
+        for story_id, distance in found:
+            assert distance == pytest.approx(distances_N[bundle.stories.rows(story_id) - 1])
+        assert titles["products"][match["product_id"]] == match["title"]
+        assert all(titles["stories"][story["story_id"]] == story["title"] for story in match["stories"])
+        assert all(story["title"] in page and f"{story['distance']:.3f}" in page for story in match["stories"])
+
+
+def test_the_examples_are_of_those_with_the_longest_sequences_who_clicked(world: World, evaluation: Path) -> None:
+    holdout = world.data.holdout
+    length_B = (holdout.story_stop_B - holdout.story_start_B) + (holdout.product_stop_B - holdout.product_start_B)
+    longest = {
+        int(user): length_B[holdout.user_ids_B == user].max()
+        for user in np.unique(holdout.user_ids_B[holdout.clicked_B])
+    }
+    shown = [example["user_id"] for example in json.loads((evaluation / "evaluation.json").read_text())["examples"]]
+    assert len(set(shown)) == 3
+    assert [longest[user] for user in shown] == sorted(longest.values(), reverse=True)[:3]
+
+
+def test_the_report_holds_the_picture_of_what_was_attended_to(evaluation: Path) -> None:
+    picture = (evaluation / "attention.png").read_bytes()
+    assert picture.startswith(b"\x89PNG")
+    assert f'src="data:image/png;base64,{b64encode(picture).decode()}"' in render_report(evaluation)
 
 
 def gain_rule(name: str, *, passed: bool, lower: float) -> dict[str, object]:

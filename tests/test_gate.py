@@ -93,11 +93,10 @@ def test_a_model_against_itself_passes_and_differs_in_nothing(
 def test_shuffled_scores_are_refused(evaluated: Evaluated, judge: Callable[..., Verdict]) -> None:
     evaluated.challenger = evaluated.spoiled(1.0)
     names = failed(judge(evaluated))
-    assert {"per_user_auc_floor", "log_loss_ceiling", *(f"{name}_against_champion" for name in AGAINST[:3])} <= set(
-        names
-    )
+    floors = {"per_user_auc_floor", "log_loss_ceiling"}
+    assert floors | {f"{name}_against_champion" for name in AGAINST[:3]} <= set(names)
     evaluated.champion = None
-    assert {"per_user_auc_floor", "log_loss_ceiling"} <= set(failed(judge(evaluated)))
+    assert floors <= set(failed(judge(evaluated)))
 
 
 def test_a_first_model_needs_the_setting_that_allows_it(evaluated: Evaluated, judge: Callable[..., Verdict]) -> None:
@@ -243,6 +242,11 @@ def test_floors_decide_at_their_value(evaluated: Evaluated, judge: Callable[...,
     assert failed(judge(evaluated, min_per_user_auc=auc - 1e-6, min_users=num_users)) == []
     assert failed(judge(evaluated, min_per_user_auc=auc + 1e-6)) == ["per_user_auc_floor"]
     assert failed(judge(evaluated, min_users=num_users + 1)) == ["enough_users"]
+    ndcg = metrics["ndcg_at_5"]
+    verdict = judge(evaluated, min_ndcg=ndcg - 1e-6)
+    assert failed(verdict) == []
+    assert rule(verdict, "ndcg_floor")["low"] < ndcg < rule(verdict, "ndcg_floor")["high"]
+    assert failed(judge(evaluated, min_ndcg=ndcg + 1e-6)) == ["ndcg_floor"]
     rate = evaluated.clicked.mean()
     ratio = metrics["log_loss"] / -(rate * np.log(rate) + (1 - rate) * np.log(1 - rate))
     assert failed(judge(evaluated, max_log_loss_ratio=ratio + 1e-6)) == []
@@ -345,6 +349,8 @@ def test_the_step_writes_the_verdict_it_returns_and_a_card(
     figures = next(rule for rule in verdict["rules"] if rule["name"] == "per_user_auc_against_champion")["figures"]
     auc = evaluated.content()["challenger"]["metrics"]["per_user_auc"]
     assert f"| per-user AUC | {auc:.4f} | {figures['champion']:.4f} | {figures['estimate']:+.4f} |" in card
+    floor = next(rule for rule in verdict["rules"] if rule["name"] == "ndcg_floor")["figures"]
+    assert f"NDCG@5 {floor['low']:.4f} to {floor['high']:.4f}" in card
 
 
 @pytest.mark.parametrize("damage", ["no folder", "no figures", "no scores", "not json", "a list", "not npz", "pickle"])

@@ -44,6 +44,7 @@ def test_a_large_lift_is_deployed_whenever_one_looks(tmp_path: Path) -> None:
     clicks = document["metrics"][0]
     assert clicks["adjusted"]["lift"]["low"] > 0.3
     assert f"{clicks['adjusted']['lift']['estimate']:+.1%}" in page
+    assert page.count('<td class="n">better</td>') == 3
     assert f"{clicks['treatment']:.2%}" in (tmp_path / "out" / MARKDOWN).read_text()
     assert clicks["looks"][0]["day"] == "2026-03-01"
     assert 700 < sum(clicks["distribution"]["control"]) <= 750  # a few were shown nothing
@@ -63,6 +64,11 @@ def test_three_metrics_are_three_chances_to_be_wrong(p_value: float, outcome: Ou
     dull = [replace(other, effect=replace(clicks.effect, p_value=0.9), adjusted=None, looks=()) for other in others]
     verdict = conclude([clicks, *dull], is_mismatch=False)
     assert (verdict.outcome, verdict.is_final) == (outcome, False)
+    analysis = replace(judge(draw_observed(lift=0.1)), metrics=(clicks, *dull), verdict=verdict)
+    says = "better" if outcome == Outcome.BETTER else "a hint, no proof: of several metrics one looks so by chance"
+    page = render_analysis(analysis)
+    assert page.count(f'<td class="n">{says}</td>') == 1
+    assert page.count('<td class="n">no difference shown</td>') == 2
 
 
 def test_a_loss_keeps_the_control() -> None:
@@ -93,6 +99,7 @@ def test_a_sample_ratio_mismatch_comes_first_and_decides() -> None:
     assert analysis.warnings[0].startswith("Sample-ratio mismatch: 750 users in the control and 750 in the treatment")
     page = render_analysis(analysis)
     assert page.index("Sample-ratio mismatch") < page.index("<h1>This test cannot be trusted") < page.index("<table>")
+    assert page.count('<td class="n">nothing can be said</td>') == 3
     assert "distrusted" in page[page.index("<h1>") :]
     assert not judge(observed, treatment_share=0.5).sample_ratio.is_mismatch
     fewer = replace(observed, is_treatment_U=np.arange(1_500) < 400)
@@ -122,8 +129,10 @@ def test_what_cannot_be_compared_is_a_row_of_its_own() -> None:
     assert len(analysis.metrics) == 3
     assert (analysis.metrics[2].effect, analysis.metrics[2].looks) == (None, ())
     assert [warning.split()[0] for warning in analysis.warnings] == ["An", "The", "Nothing"]
-    assert "No day could be looked at" in render_analysis(analysis)
-    assert "| dwell time per user | 0.00 | 0.00 | – |" in markdown_analysis(analysis)
+    page = render_analysis(analysis)
+    assert "No day could be looked at" in page
+    assert page.index("<h1>") < page.index("An arm has fewer than")  # what is no reason to distrust it comes after
+    assert "| dwell time per user | 0.0 s | 0.0 s | – |" in markdown_analysis(analysis)
     console = Console(width=220, file=io.StringIO(), record=True)
     print_analysis(analysis, console=console)
     assert "Warning: Nothing can be said of dwell time per user" in console.export_text()

@@ -107,7 +107,8 @@ def test_figures_report_and_verdict_are_artifacts_that_the_ui_shows(documents: l
 
     shown = kinds("comp-evaluate-model")
     assert (shown["metrics"], shown["report"]) == ("system.Metrics", "system.HTML")
-    assert kinds("comp-bless-model")["reasons"] == "system.Markdown"
+    judged = kinds("comp-bless-model")
+    assert (judged["reasons"], judged["report"]) == ("system.Markdown", "system.HTML")
 
 
 def test_a_place_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:

@@ -2,9 +2,11 @@
 
 import json
 from datetime import date
+from html import unescape
 from pathlib import Path
 
 import pytest
+from components.bless_model import bless_model
 from components.pipeline import deploy_or_keep, run_local
 from kfp import dsl, local
 
@@ -77,6 +79,23 @@ def test_the_verdict_decides_on_both_outcomes(packed: Path, evaluation: Path, tm
     assert "judged by hand" in report
 
 
+def test_the_report_that_the_ui_shows_tells_the_verdict(evaluation: Path, tmp_path: Path) -> None:
+    places = {name: tmp_path / name for name in ("verdict", "reasons", "report")}
+    kinds = {"verdict": dsl.Artifact, "reasons": dsl.Markdown, "report": dsl.HTML}
+    bless_model.python_func(
+        config_json=Config(locations=Locations(work=str(tmp_path / "work"))).model_dump_json(),
+        evaluation=dsl.Artifact(uri=str(evaluation)),
+        **{name: kind(uri=str(places[name])) for name, kind in kinds.items()},
+    )
+    verdict = json.loads((places["verdict"] / "verdict.json").read_text())
+    failed = [rule["reason"] for rule in verdict["rules"] if not rule["passed"]]
+    page = unescape(places["report"].read_text())
+    assert failed  # of so few users nothing can be said
+    assert all(reason in page and reason in places["reasons"].read_text() for reason in failed)
+    assert "Not blessed: the champion stays." in page
+    assert "Not blessed" not in (evaluation / "report.html").read_text()
+
+
 def test_a_failed_component_gives_its_message_and_no_outcome(tmp_path: Path) -> None:
     locations = Locations(work=str(tmp_path / "work"), registry=str(tmp_path / "registry"))
     stale = tmp_path / "work" / f"runs/dt={DAY}/outcome.json"
@@ -98,7 +117,7 @@ def test_a_day_runs_from_validated_logs_to_a_champion_and_its_poisoned_twin_does
         update={
             "locations": config.locations.model_copy(update={"registry": str(tmp_path / "registry")}),
             "model": config.model.model_copy(update=small),
-            "gate": config.gate.model_copy(update={"min_users": 5, "min_per_user_auc": 0.0}),
+            "gate": config.gate.model_copy(update={"min_users": 5, "min_per_user_auc": 0.0, "min_ndcg": 0.0}),
         }
     )
     day = write_validated(tmp_path / "work", num_days=4, num_users=60, items_per_day=20)

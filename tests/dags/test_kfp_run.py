@@ -13,7 +13,7 @@ from airflow.triggers.base import BaseTrigger
 
 from kfp_run import KfpRunOperator, KfpRunTrigger
 from kubeflow_server import KubeflowServer, kubeflow_server
-from storyrec.config import Config, Kubeflow, config_from_json, save_config
+from storyrec.config import Config, Kubeflow, Locations, config_from_json, save_config
 
 
 @pytest.fixture
@@ -23,7 +23,8 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Kubeflow
     package.write_text("deploymentSpec: {}\n---\nplatforms: {kubernetes: {}}\n")
     with kubeflow_server() as server:
         kubeflow = Kubeflow(endpoint=server.url, package=str(package), poll_seconds=0.001)
-        save_config(Config(profile="cluster", kubeflow=kubeflow), tmp_path / "settings.toml")
+        locations = Locations(work="s3://bucket/work")
+        save_config(Config(profile="cluster", kubeflow=kubeflow, locations=locations), tmp_path / "settings.toml")
         monkeypatch.setenv("STORYREC_CONFIG", str(tmp_path / "settings.toml"))
         yield server
 
@@ -46,7 +47,7 @@ def events(trigger: BaseTrigger) -> list[dict[str, Any]]:
     return asyncio.run(collect())
 
 
-def test_a_run_is_submitted_waited_for_and_finished(server: KubeflowServer) -> None:
+def test_a_run_is_submitted_waited_for_and_finished(server: KubeflowServer, capsys: pytest.CaptureFixture[str]) -> None:
     operator = KfpRunOperator(task_id="train_adapt")
     waiting = deferred(operator)
     (run,) = server.runs
@@ -56,7 +57,9 @@ def test_a_run_is_submitted_waited_for_and_finished(server: KubeflowServer) -> N
     assert waiting.method_name == "finish"
     server.states = ["RUNNING", "SUCCEEDED"]
     (event,) = events(waiting.trigger)
-    assert operator.finish(context(), event) == "run-0"
+    report = "s3://bucket/work/runs/dt=2026-03-09/report.html"
+    assert operator.finish(context(), event) == report
+    assert f"report: {report}" in capsys.readouterr().out.splitlines()[-1]
 
 
 def test_a_retried_task_does_not_start_a_second_run(server: KubeflowServer) -> None:
@@ -124,5 +127,6 @@ def test_on_one_machine_the_pipeline_is_a_step(tmp_path: Path, monkeypatch: pyte
     program.chmod(0o755)
     monkeypatch.setenv("STORYREC_PYTHON", str(program))
     monkeypatch.delenv("STORYREC_CONFIG", raising=False)
-    assert KfpRunOperator(task_id="train_adapt").execute(context()) is None
+    report = KfpRunOperator(task_id="train_adapt").execute(context())
+    assert report == f"{Locations().work}/runs/dt=2026-03-09/report.html"
     assert (tmp_path / "called").read_text() == "-m storyrec.cli train-adapt --day 2026-03-09\n"

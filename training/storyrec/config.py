@@ -176,6 +176,7 @@ class Gate(Section):
     allow_first_model: bool = True
     min_users: int = Field(200, ge=1)
     min_per_user_auc: float = Field(0.52, ge=0, le=1)
+    min_ndcg: float = Field(0.22, ge=0, le=1)  # NDCG@top_k; by chance 0.21 among 14 stories
     max_log_loss_ratio: float = Field(1.0, gt=0)  # over the log loss of always saying the click rate
     max_onnx_difference: float = Field(1e-5, gt=0)
     max_served_difference: float = Field(1e-5, gt=0)

@@ -17,26 +17,27 @@ import pyarrow.compute as pc
 from storyrec.bundle import Bundle
 from storyrec.config import Config
 from storyrec.data.batches import make_batch
-from storyrec.data.catalog import Catalog
 from storyrec.data.dataset import Dataset
 from storyrec.data.instances import Instances
+from storyrec.explain import draw_impression, explain_impression
+from storyrec.explain_view import draw_picture
 from storyrec.features.titles import UnknownWords
+from storyrec.illustrations import match_examples, rank_examples
 from storyrec.logs.partitions import list_days, read_partition
 from storyrec.metrics import Booleans, Floats, per_user_auc, summarize
 from storyrec.progress import Tracker, track
 from storyrec.rehearsal import rehearse
-from storyrec.report import render_report
+from storyrec.report import ATTENTION, render_report
 from storyrec.schema import TRUTH, Domain
 from storyrec.slices import held_out_slices
 from storyrec.storage import open_storage, write_file, write_folder
 
 SCORING_BATCH = 4_096
 NUM_CALIBRATION_BINS = 10
-NUM_EXAMPLES = 3
 
 
 def evaluate_model(config: Config, *, dataset: Path, bundle: Path, champion: Path | None, out: Path) -> None:
-    """Write evaluation.json, scores.npz and report.html for a challenger, and rehearse its serving.
+    """Write evaluation.json, scores.npz, attention.png and report.html for a challenger, and rehearse its serving.
 
     Args:
         config: settings; evaluation, locations.truth.
@@ -98,7 +99,8 @@ def evaluate_model(config: Config, *, dataset: Path, bundle: Path, champion: Pat
         "oracle": {"metrics": _on_known(config, holdout, truth_B)} if truth_B is not None else None,
         "popularity": {"metrics": figures(popularity_B) | {"mean_score": None}},  # counts are no probabilities
         "slices": _slices(data, slices, challenger_B, champion_B),
-        "examples": _examples(data, challenger_B),
+        "examples": rank_examples(data, challenger_B),
+        "matches": match_examples(challenger, data),
         "warnings": unknown_word_warnings(unknown, largest=config.evaluation.max_unknown_words),
     }
     scores: dict[str, Any] = {"user_ids": holdout.user_ids_B, "clicked": holdout.clicked_B, "challenger": challenger_B}
@@ -107,6 +109,9 @@ def evaluate_model(config: Config, *, dataset: Path, bundle: Path, champion: Pat
     with write_folder(out) as folder:
         write_file(folder / "evaluation.json", json.dumps(evaluation, indent=2, ensure_ascii=False).encode())
         np.savez_compressed(folder / "scores.npz", **scores, slices=np.stack(list(slices.values())))
+        if holdout.clicked_B.any():
+            explained = explain_impression(challenger, data, draw_impression(data, seed=config.evaluation.seed))
+            write_file(folder / ATTENTION, draw_picture(explained))
         write_file(folder / "report.html", render_report(folder).encode())
 
 
@@ -266,42 +271,3 @@ def _slices(
             }
         )
     return rows
-
-
-def _examples(data: Dataset, scores_B: Floats) -> list[dict[str, object]]:
-    """For a few users with long sequences: what they clicked and how their impressions were ranked."""
-    holdout = data.holdout
-    length_B = (holdout.story_stop_B - holdout.story_start_B) + (holdout.product_stop_B - holdout.product_start_B)
-    examples: list[dict[str, object]] = []
-    seen: set[int] = set()
-    for row in np.argsort(-length_B, kind="stable"):
-        user = int(holdout.user_ids_B[row])
-        rows = np.flatnonzero(holdout.user_ids_B == user)
-        if user in seen or not holdout.clicked_B[rows].any():
-            continue
-        seen.add(user)
-        best = rows[np.argsort(-scores_B[rows], kind="stable")][:5]
-        examples.append(
-            {
-                "user_id": user,
-                "story_clicks": _titles(data.stories, data.story_click_rows_C, holdout, row, "story"),
-                "product_clicks": _titles(data.products, data.product_click_rows_C, holdout, row, "product"),
-                "ranking": [
-                    {
-                        "story_id": int(data.stories.item_ids_N[holdout.story_rows_B[r]]),
-                        "title": str(data.stories.titles[holdout.story_rows_B[r]]),
-                        "score": float(scores_B[r]),
-                        "clicked": bool(holdout.clicked_B[r]),
-                    }
-                    for r in best
-                ],
-            }
-        )
-        if len(examples) == NUM_EXAMPLES:
-            break
-    return examples
-
-
-def _titles(catalog: Catalog, rows_C: np.ndarray, holdout: Instances, row: int, domain: str) -> list[str]:
-    start, stop = getattr(holdout, f"{domain}_start_B")[row], getattr(holdout, f"{domain}_stop_B")[row]
-    return [str(catalog.titles[r]) for r in rows_C[max(start, stop - 5) : stop][::-1]]

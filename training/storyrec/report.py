@@ -2,6 +2,7 @@
 
 import json
 import math
+from base64 import b64encode
 from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
@@ -20,6 +21,7 @@ from storyrec.metrics import per_user_auc
 Document = dict[str, Any]
 """A parsed JSON object."""
 
+ATTENTION = "attention.png"
 FIGURES = (
     ("per_user_auc", "per-user AUC"),
     ("impression_weighted_auc", "impression-weighted AUC"),
@@ -41,7 +43,7 @@ def render_report(
     """The page for one day's evaluation.
 
     Args:
-        folder: holds evaluation.json and scores.npz.
+        folder: holds evaluation.json and scores.npz, and attention.png where a click could be explained.
         verdict: the gate's verdict; None before it is given.
         validation: the day's validation report; None where it is not at hand.
     """
@@ -70,6 +72,7 @@ def render_report(
         figures=_named_figures(evaluation["challenger"]["metrics"]),
         num_candidates=evaluation["num_candidates"],
         number=_number,
+        attention=_embedded(folder / ATTENTION),
         plots={
             "difference": _plot_users(differences_U, is_difference=is_difference),
             "calibration": _plot_calibration(evaluation["challenger"]["calibration"]),
@@ -88,6 +91,11 @@ def _named_figures(metrics: Document) -> list[tuple[str, str]]:
             if name == prefix or (prefix.endswith("_at_") and name.startswith(prefix)):
                 named.append((name, label + name.removeprefix(prefix) if prefix.endswith("_at_") else label))
     return named
+
+
+def _embedded(picture: Path) -> str | None:
+    """A PNG as the address that holds it."""
+    return f"data:image/png;base64,{b64encode(picture.read_bytes()).decode()}" if picture.is_file() else None
 
 
 def _number(value: float | None) -> str:

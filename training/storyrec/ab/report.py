@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from storyrec.ab.analyze import Analysis, Measured
-from storyrec.ab.effects import Effect, Metric
+from storyrec.ab.effects import ALPHA, Effect, Metric
 from storyrec.ab.plots import plot_distribution, plot_effects, plot_looks, plot_ratio
 from storyrec.ab.power import Planned
 from storyrec.ab.sequence import SPREAD
@@ -65,6 +65,7 @@ def render_analysis(analysis: Analysis) -> str:
     return template.render(
         analysis=analysis,
         headline=_headline(analysis),
+        answers=[*_answers(analysis)],
         head=HEAD,
         rows=[*_rows(analysis.metrics)],
         before=[
@@ -165,6 +166,23 @@ def _about(analysis: Analysis) -> str:
     )
 
 
+def _answers(analysis: Analysis) -> Iterator[list[str]]:
+    """Of each metric what it was, what it became, and what that says, for whoever decides."""
+    for measured in analysis.metrics:
+        best = measured.best
+        if best is None or analysis.sample_ratio.is_mismatch:
+            says = "nothing can be said"
+        elif measured.metric.name in analysis.verdict.changed:
+            says = "better" if best.log_lift > 0 else "worse"
+        elif best.p_value <= ALPHA:
+            says = "a hint, no proof: of several metrics one looks so by chance"
+        else:
+            says = "no difference shown"
+        change = say_interval(best.lift) if best else NONE
+        label, values = measured.metric.label, (measured.control, measured.treatment)
+        yield [label, *(_value(measured, value) for value in values), change, says]
+
+
 def _rows(metrics: Sequence[Measured]) -> Iterator[list[str]]:
     for measured in metrics:
         yield [
@@ -192,7 +210,9 @@ def _sequence_cells(measured: Measured) -> list[str]:
 def _value(measured: Measured, value: float | None) -> str:
     if value is None:
         return NONE
-    return f"{value:.2%}" if measured.metric.unit == "share" else f"{value:,.2f}"
+    if measured.metric.unit == "share":
+        return f"{value:.2%}"
+    return f"{value:,.1f} s" if measured.metric.unit == "seconds" else f"{value:,.2f}"
 
 
 def _print_table(head: Sequence[str], rows: list[list[str]], *, console: Console) -> None:

@@ -23,6 +23,7 @@ from storyrec.gate.rules import (
     judge_first_model,
     judge_log_loss_ceiling,
     judge_names,
+    judge_ndcg_floor,
     judge_users,
 )
 from storyrec.gate.serving_rules import judge_latency, judge_parity, judge_rehearsal, judge_size
@@ -106,6 +107,7 @@ def bless(evidence: Evidence, *, thresholds: Thresholds, earlier: Sequence[float
         "figures": lambda: judge_figures(evidence),
         "enough_users": lambda: judge_users(evidence, thresholds),
         "per_user_auc_floor": lambda: judge_auc_floor(evidence, thresholds),
+        "ndcg_floor": lambda: judge_ndcg_floor(evidence, thresholds),
         "log_loss_ceiling": lambda: judge_log_loss_ceiling(evidence, thresholds),
         "onnx_parity": lambda: judge_parity(evidence, thresholds),
         "bundle_size": lambda: judge_size(evidence, thresholds),

@@ -106,8 +106,9 @@ def judge_gain(comparison: Comparison, name: str, margin: Margin, *, label: str)
     passed = found.lower > -allowed
     figures = asdict(found) | {"champion": number(comparison.champion[name], f"the champion's {label}")}
     reason = (
-        f"{label} better by {found.estimate:+.4f} (champion: {figures['champion']:.4f}), at least {found.lower:+.4f} "
-        f"with {confidence:.0%} confidence; {'more' if passed else 'but it takes more'} than {-allowed:+.4f}. "
+        f"{label} {_difference(found.estimate)} than the champion's {figures['champion']:.4f}; with {confidence:.0%} "
+        f"confidence the difference is at least {found.lower:+.4f}, {'more' if passed else 'but it takes more'} than "
+        f"{-allowed:+.4f}. "
         f"A true loss of {found.detectable:.4f} would have shown"
     )
     return Outcome(passed, figures, -allowed, reason)
@@ -136,8 +137,12 @@ def judge_slice(comparison: Comparison, name: str, thresholds: Thresholds) -> Ou
     upper = number(outcome.figures["upper"], "the upper bound")
     passed = upper > -allowed
     reason = (
-        f"{label} better by {number(outcome.figures['estimate'], 'the difference'):+.4f}, at most {upper:+.4f} with "
+        f"{label} {_difference(number(outcome.figures['estimate'], 'the difference'))}, at most {upper:+.4f} with "
         f"{number(thresholds.slices.confidence, 'the confidence'):.0%} confidence: "
         + ("too blurred to be judged" if passed else f"surely less than {-allowed:+.4f}")
     )
     return Outcome(passed, outcome.figures | {"judged": not passed}, outcome.threshold, reason)
+
+
+def _difference(estimate: float) -> str:
+    return f"{abs(estimate):.4f} {'worse' if estimate < 0 else 'better'}"

@@ -43,8 +43,6 @@ def plot_gains(verdict: dict[str, Any]) -> markupsafe.Markup | None:
     axes.set_xlim(-1.1 * reach, 1.1 * reach)
     axes.set_yticks(range(len(rows)), [f"{name} ({rule['figures']['num_users']:,} users)" for name, rule in rows])
     axes.invert_yaxis()
-    axes.set_xlabel(
-        "challenger − champion, per-user AUC: bounds, and the margin (red stroke) that the lower one must exceed"
-    )
+    axes.set_xlabel("challenger − champion, per-user AUC, with its bounds; red stroke: the margin")
     bare(axes)
     return svg(figure)

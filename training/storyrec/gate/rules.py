@@ -17,6 +17,7 @@ from storyrec.gate.measures import (
     calibration_sums,
     interval,
     log_loss_sums,
+    ndcg_sums,
 )
 from storyrec.gate.stability import population_stability
 from storyrec.gate.thresholds import Thresholds
@@ -86,6 +87,26 @@ def judge_auc_floor(evidence: Evidence, thresholds: Thresholds) -> Outcome:
     passed = found >= floor
     reason = f"per-user AUC {found:.4f} {'reaches' if passed else 'is below'} the floor {floor:.4f}"
     return Outcome(passed, {"per_user_auc": found, "low": low, "high": high}, floor, reason)
+
+
+def judge_ndcg_floor(evidence: Evidence, thresholds: Thresholds) -> Outcome:
+    """NDCG@K reaches its floor."""
+    floor = number(thresholds.min_ndcg, "gate.min_ndcg")
+    top_k, scores = evidence.top_k, evidence.scores
+    found = number(evidence.challenger.metrics.get(f"ndcg_at_{top_k}"), f"the challenger's NDCG@{top_k}")
+    sums = ndcg_sums(
+        scores.user_ids_B,
+        scores.clicked_B,
+        scores.challenger_B,
+        users_U=np.unique(scores.user_ids_B),
+        num_candidates=evidence.num_candidates,
+        top_k=top_k,
+        seed=evidence.seed,
+    )
+    low, high = interval(sums)
+    passed = found >= floor
+    reason = f"NDCG@{top_k} {found:.4f} {'reaches' if passed else 'is below'} the floor {floor:.4f}"
+    return Outcome(passed, {"ndcg": found, "low": low, "high": high}, floor, reason)
 
 
 def judge_log_loss_ceiling(evidence: Evidence, thresholds: Thresholds) -> Outcome:

@@ -23,7 +23,7 @@ class Thresholds:
     Attributes:
         allow_first_model: whether a challenger may pass without a champion to compare with.
         min_users: scorable users.
-        min_per_user_auc: absolute floor.
+        min_per_user_auc, min_ndcg: absolute floors.
         max_log_loss_ratio: log loss over that of always saying the click rate.
         max_onnx_difference: between the packed ranker and torch, probability.
         max_served_difference: between the model server's answers and the evaluation's scores, probability.
@@ -41,6 +41,7 @@ class Thresholds:
     allow_first_model: bool | None
     min_users: int | None
     min_per_user_auc: float | None
+    min_ndcg: float | None
     max_log_loss_ratio: float | None
     max_onnx_difference: float | None
     max_served_difference: float | None
