@@ -8,7 +8,7 @@ SPARK := $(VENV)/spark
 
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: run up down features-up test test-slow check format lock pipeline clean
+.PHONY: run up down features-up test test-ceph test-slow check format lock pipeline pictures clean
 
 run: $(READY)
 	@$(BIN)/storyrec run $(if $(DATA),--data "$(DATA)") $(if $(DAYS),--days "$(DAYS)") $(if $(CONFIG),--config "$(CONFIG)")
@@ -25,6 +25,11 @@ features-up: $(READY)
 test: $(READY)
 	$(BIN)/pytest
 
+# against a real Ceph gateway, which the programs of ceph-mon, ceph-osd and radosgw start in memory
+test-ceph: $(READY)
+	STORYREC_TEST_S3=ceph $(BIN)/pytest -n 0 tests/test_ceph.py tests/test_storage.py tests/test_registry.py \
+		tests/test_registry_care.py tests/test_s3_faults.py tests/test_deploy.py
+
 test-slow: $(READY) $(SPARK)
 	$(BIN)/pytest -m slow
 	PYTHONPATH=$(SPARK) $(BIN)/pytest -m slow tests/data/test_spark.py
@@ -37,6 +42,10 @@ check: $(READY)
 format: $(READY)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+# the documentation's, from what `make run` left; needs chromium
+pictures: $(READY)
+	@$(BIN)/python docs/pictures.py $(CONFIG)
 
 pipeline: $(READY)
 	@mkdir -p build
