@@ -173,8 +173,8 @@ def _warnings(observed: Observed, sample_ratio: SampleRatio, metrics: tuple[Meas
         found.append(f"An arm has fewer than {MIN_USERS} users: the intervals are rough and no day could be looked at.")
     if len(observed.days) < WEEK:
         found.append(
-            f"The test ran for {len(observed.days)} days only: what differs by weekday is not averaged out. "
-            "Let it run for whole weeks before you decide."
+            f"The test ran for {len(observed.days)} days only, and other weekdays may differ: what is recommended is "
+            "of these days. Where weekdays matter, let it run for whole weeks first."
         )
     found += [
         f"Nothing can be said of {measured.metric.label}: an arm has none of it, or all users have the same."
