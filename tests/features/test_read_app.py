@@ -387,10 +387,10 @@ def test_a_store_that_hangs_holds_up_lookups_alone(both: Both, redis_server: str
     with Redis(host=host, port=int(port)) as redis, ThreadPoolExecutor(1) as pool:
         redis.client_pause(300)
         assert look_up() > 0.2  # noticed: the next ones wait in threads
-        redis.client_pause(1_500)
+        redis.client_pause(3_000)
         waiting = pool.submit(look_up)
         time.sleep(0.2)
         started = time.monotonic()
         assert both.faster.get("/health").status_code == 200
-        assert time.monotonic() - started < 0.7
-        assert waiting.result() > 1
+        assert time.monotonic() - started < 2
+        assert waiting.result() > 2
