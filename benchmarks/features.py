@@ -17,14 +17,11 @@ import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from http.client import HTTPConnection
 from importlib.util import find_spec
 from io import StringIO
 from pathlib import Path
@@ -35,6 +32,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
+from http_load import open_loop
 from measure import describe_machine
 from redis import Redis
 
@@ -51,6 +49,7 @@ LENGTH, WIDTH = 20, 64
 SEED = 7
 PERCENTILES = (50, 95, 99)
 ROWS_A_CALL = 10_000
+NUM_BODIES, NUM_CONNECTIONS = 1_000, 16
 MODEL = "8c1f0a6b2e4d9713"
 
 SERVE = """
@@ -174,29 +173,54 @@ def direct_calls(client: FeatureStoreClient, load: Load) -> dict[str, Call]:
     return {"raw Redis": raw, "arrays": arrays, "service": by_service, "Feast's SDK": sdk}
 
 
-def http_call(load: Load) -> Call:
-    """The way over HTTP, a connection a thread, by the client that takes least of this machine."""
-    mine = threading.local()
-
-    def call(keys: list[int]) -> object:
-        if not hasattr(mine, "connection"):
-            mine.connection = HTTPConnection("127.0.0.1", HTTP_PORT)
-        entities = {load.key: keys, **{name: [value] * len(keys) for name, value in load.others.items()}}
-        body = json.dumps({"feature_service": load.service, "entities": entities})
-        mine.connection.request("POST", "/get-online-features", body, {"Content-Type": "application/json"})
-        answer = mine.connection.getresponse()
-        content = answer.read()
-        if answer.status != 200:
-            raise SystemExit(f"{answer.status} {content.decode()}")
-        return content
-
-    return call
+def measure_calls(path: str, call: Call, load: Load, *, num_keys: int, seconds: float) -> None:
+    """Print the latencies of one way of this process."""
+    latencies: list[float] = []
+    for duration in (1, seconds):  # the first warms
+        random = np.random.default_rng(SEED)
+        due_N = np.cumsum(random.exponential(1 / load.rate, max(round(load.rate * duration), 10)))
+        asked, latencies = draw_keys(load, num_keys=num_keys, number=len(due_N)), []
+        started = time.perf_counter()
+        for due, keys in zip((started + due_N).tolist(), asked, strict=True):
+            time.sleep(max(due - time.perf_counter(), 0))
+            call(keys)
+            latencies.append((time.perf_counter() - due) * 1_000)
+    report(path, load, np.array(latencies))
 
 
-def measure_reads(path: str, call: Call, load: Load, *, num_keys: int, seconds: float, threads: int = 1) -> None:
-    """Print the latencies of one way to what a load asks for."""
-    open_loop(call, load, num_keys=num_keys, seconds=1, threads=threads)
-    latencies = open_loop(call, load, num_keys=num_keys, seconds=seconds, threads=threads)
+def measure_http(path: str, load: Load, *, num_keys: int, seconds: float) -> None:
+    """Print the latencies of a server."""
+    bodies = [
+        json.dumps(
+            {
+                "feature_service": load.service,
+                "entities": {load.key: keys, **{name: [value] * len(keys) for name, value in load.others.items()}},
+            }
+        ).encode()
+        for keys in draw_keys(load, num_keys=num_keys, number=NUM_BODIES)
+    ]
+    latencies = np.empty(0)
+    for duration in (1, seconds):  # the first warms
+        latencies, failed = open_loop(
+            f"127.0.0.1:{HTTP_PORT}",
+            "/get-online-features",
+            bodies,
+            rate=load.rate,
+            seconds=duration,
+            num_connections=NUM_CONNECTIONS,
+        )
+        if failed:
+            raise SystemExit(f"{failed} requests failed")
+    report(path, load, latencies)
+
+
+def draw_keys(load: Load, *, num_keys: int, number: int) -> list[list[int]]:
+    """What the requests ask for."""
+    return np.random.default_rng(SEED).integers(1, num_keys + 1, (number, load.num_keys)).tolist()
+
+
+def report(path: str, load: Load, latencies: Floats) -> None:
+    """One line of the result."""
     values = np.percentile(latencies, PERCENTILES)
     shown = "  ".join(f"p{p} {v:7.2f}" for p, v in zip(PERCENTILES, values, strict=True))
     print(
@@ -204,24 +228,6 @@ def measure_reads(path: str, call: Call, load: Load, *, num_keys: int, seconds: 
         f"({len(latencies)} requests)",
         flush=True,
     )
-
-
-def open_loop(call: Call, load: Load, *, num_keys: int, seconds: float, threads: int) -> Floats:
-    """Latencies in milliseconds of requests that arrive at random moments, each from the moment it was due."""
-    random = np.random.default_rng(SEED)
-    due_N = np.cumsum(random.exponential(1 / load.rate, max(round(load.rate * seconds), 10)))
-    asked = [random.integers(1, num_keys + 1, load.num_keys).tolist() for _ in due_N]
-
-    def answer(keys: list[int], due: float) -> float:
-        call(keys)
-        return (time.perf_counter() - due) * 1_000
-
-    with ThreadPoolExecutor(threads) as pool:
-        started, waiting = time.perf_counter(), []
-        for due, keys in zip(due_N.tolist(), asked, strict=True):
-            time.sleep(max(started + due - time.perf_counter(), 0))
-            waiting.append(pool.submit(answer, keys, started + due))
-        return np.array([one.result() for one in waiting])
 
 
 @contextmanager
@@ -265,20 +271,13 @@ def main() -> None:
             num_keys = {"user_id": arguments.users, "story_id": arguments.items}
             for load in LOADS:
                 for path, call in direct_calls(client, load).items():
-                    measure_reads(path, call, load, num_keys=num_keys[load.key], seconds=arguments.seconds)
+                    measure_calls(path, call, load, num_keys=num_keys[load.key], seconds=arguments.seconds)
             ours = [sys.executable, "-c", SERVE, str(REPO), str(file), str(HTTP_PORT)]
             for path, server in (("HTTP", ours), ("Feast's HTTP", [*feast, "serve", "-p", str(HTTP_PORT)])):
                 with running(server, log=work / "server.log"):
                     _wait_for(lambda: httpx.get(f"http://127.0.0.1:{HTTP_PORT}/health").raise_for_status())
                     for load in LOADS:
-                        measure_reads(
-                            path,
-                            http_call(load),
-                            load,
-                            num_keys=num_keys[load.key],
-                            seconds=arguments.seconds,
-                            threads=16,
-                        )
+                        measure_http(path, load, num_keys=num_keys[load.key], seconds=arguments.seconds)
 
 
 def _lists(values_NK: npt.NDArray[np.generic]) -> pa.ListArray:

@@ -16,15 +16,12 @@ requests to a server that reads them and answers with a constant.
 
 import argparse
 import contextlib
-import http.client
 import json
 import os
-import queue
 import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -34,6 +31,7 @@ from typing import Any
 import httpx
 import numpy as np
 import numpy.typing as npt
+from http_load import open_loop
 from measure import describe_machine
 
 from storyrec.bundle import RANKER_OF_ONE_USER, Bundle
@@ -193,38 +191,8 @@ def _is_ready(address: str) -> bool:
 
 def load(address: str, bodies: Sequence[bytes], *, rate: float, seconds: float) -> tuple[Floats, int]:
     """Latencies in milliseconds from the moment each request was due, and how many failed."""
-    random = np.random.default_rng(3)
-    due = np.cumsum(random.exponential(1 / rate, int(rate * seconds)))
-    latencies, failed = np.full(len(due), np.nan), [0]
-    todo: queue.Queue[int | None] = queue.Queue()
-    started = time.perf_counter() + 0.5
-
-    def client() -> None:
-        connection = http.client.HTTPConnection(address, timeout=60)
-        while (number := todo.get()) is not None:
-            try:
-                headers = {"content-type": "application/json"}
-                path = f"/v2/models/{MODEL_NAME}/infer"
-                connection.request("POST", path, bodies[number % len(bodies)], headers)
-                answer = connection.getresponse()
-                answer.read()
-                failed[0] += answer.status != 200
-            except OSError:
-                failed[0] += 1
-                connection.close()
-            latencies[number] = (time.perf_counter() - started - due[number]) * 1e3
-
-    clients = [threading.Thread(target=client) for _ in range(NUM_CONNECTIONS)]
-    for thread in clients:
-        thread.start()
-    for number, moment in enumerate(due):
-        time.sleep(max(0.0, started + moment - time.perf_counter()))
-        todo.put(number)
-    for _ in clients:
-        todo.put(None)
-    for thread in clients:
-        thread.join()
-    return latencies, failed[0]
+    path = f"/v2/models/{MODEL_NAME}/infer"
+    return open_loop(address, path, bodies, rate=rate, seconds=seconds, num_connections=NUM_CONNECTIONS)
 
 
 def bare(bundle: Bundle, requests: Sequence[Request]) -> Floats:

@@ -20,7 +20,7 @@ EDGES = {
     "train_adapt": {"train_adapt": set()},
     "publish_features": {"publish": set()},
     "features_slo": {"freshness": set(), "drift": set()},
-    "rollout": {"advance": set()},
+    "rollout": {"advance": {"publish"}, "publish": set()},
     "reconcile": {"validated_logs": set(), "features": set(), "model": set()},
 }
 

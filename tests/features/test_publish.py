@@ -14,7 +14,7 @@ from storyrec.config import Config
 from storyrec.errors import ModelError, StorageError
 from storyrec.features import publish
 from storyrec.features.neighbours import StoryIndex, build_index, index_folder
-from storyrec.features.publish import VIEWS, item_tables, publish_features, retire_model
+from storyrec.features.publish import VIEWS, follow_champion, item_tables, publish_features, retire_model
 from storyrec.features.store import FeatureStoreClient, open_feature_store
 from storyrec.registry import rollback
 from storyrec.storage import FolderStorage
@@ -112,6 +112,18 @@ def test_an_older_day_never_takes_a_newer_champion_back(world: World, config: Co
     published = publish_features(config, day=day_of(0))
     assert (published.day, published.partition) == (day_of(3), day_of(3))
     require_online(config, world, version=second, seed=2)
+
+
+def test_a_champion_promoted_between_two_days_is_followed(world: World, config: Config) -> None:
+    deploy(world, day=day_of(0), seed=1)
+    assert follow_champion(config) is None  # the day's own run comes first
+    publish_features(config, day=day_of(2))
+    second = deploy(world, day=day_of(1), seed=2)
+    for changed in (True, False):
+        followed = follow_champion(config)
+        assert followed is not None
+        assert (followed.version, followed.day, followed.changed) == (second, day_of(2), changed)
+        require_online(config, world, version=second, seed=2)
 
 
 def test_a_killed_publication_is_repeated(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -257,11 +257,21 @@ def embed_covers(day: DayOption, config: ConfigOption = None) -> None:
 
 
 @app.command()
-def publish_features(day: DayOption, config: ConfigOption = None) -> None:
+def publish_features(
+    day: Annotated[
+        str | None, typer.Option("--day", help="Partition key, YYYY-MM-DD. [default: the newest published day]")
+    ] = None,
+    config: ConfigOption = None,
+) -> None:
     """Publish the champion's item embeddings and the stories for products."""
-    from storyrec.features.publish import publish_features
+    from storyrec.features.publish import follow_champion, publish_features
 
-    print_json(publish_features(load_config(config), day=parse_day(day)))
+    settings = load_config(config)
+    published = follow_champion(settings) if day is None else publish_features(settings, day=parse_day(day))
+    if published is None:
+        typer.echo("no day has been published yet: the first one needs --day")
+    else:
+        print_json(published)
 
 
 # --- one training run -------------------------------------------------------------------------

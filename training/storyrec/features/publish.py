@@ -138,6 +138,16 @@ def publish_features(config: Config, *, day: date) -> FeaturesPublished:
     return _finish(storage, FeaturesPublished(partition, version, partition, num_stories, num_rows, recall, True))
 
 
+def follow_champion(config: Config) -> FeaturesPublished | None:
+    """Publish a champion that was promoted or rolled back between two days' runs, as of the newest published day.
+
+    Returns:
+        What is published; None: no day is.
+    """
+    newest = newest_published(FolderStorage(work_folder(config.locations.work)))
+    return publish_features(config, day=newest.day) if newest else None
+
+
 def retire_model(config: Config, *, version: str, even_if_read: bool = False) -> None:
     """Take the items of a model offline and remove its index; those who ask for it are told.
 
