@@ -32,7 +32,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
-from http_load import open_loop
+from http_load import arrivals, open_loop
 from measure import describe_machine
 from redis import Redis
 
@@ -177,8 +177,7 @@ def measure_calls(path: str, call: Call, load: Load, *, num_keys: int, seconds: 
     """Print the latencies of one way of this process."""
     latencies: list[float] = []
     for duration in (1, seconds):  # the first warms
-        random = np.random.default_rng(SEED)
-        due_N = np.cumsum(random.exponential(1 / load.rate, max(round(load.rate * duration), 10)))
+        due_N = arrivals(rate=load.rate, seconds=duration)
         asked, latencies = draw_keys(load, num_keys=num_keys, number=len(due_N)), []
         started = time.perf_counter()
         for due, keys in zip((started + due_N).tolist(), asked, strict=True):

@@ -47,6 +47,11 @@ class Connection:
         return int(self._parser.get_status_code()) if self._is_answered else None
 
 
+def arrivals(*, rate: float, seconds: float) -> Floats:
+    """When requests are due, in seconds: a Poisson process, the same for each of these rates."""
+    return np.cumsum(np.random.default_rng(3).exponential(1 / rate, max(round(rate * seconds), 10)))
+
+
 def open_loop(
     address: str, path: str, bodies: Sequence[bytes], *, rate: float, seconds: float, num_connections: int
 ) -> tuple[Floats, int]:
@@ -56,7 +61,7 @@ def open_loop(
         address: host:port.
         path: of all requests.
         bodies: asked with in turn.
-        rate: requests a second; arrivals are a Poisson process.
+        rate: requests a second.
         seconds: how long requests are sent.
         num_connections: opened before; a request that finds none free is late.
 
@@ -66,7 +71,7 @@ def open_loop(
     host, port = address.split(":")
     head = f"POST {path} HTTP/1.1\r\nHost: {address}\r\nContent-Type: application/json\r\nContent-Length: "
     requests = [head.encode() + b"%d\r\n\r\n" % len(body) + body for body in bodies]
-    due_N = np.cumsum(np.random.default_rng(3).exponential(1 / rate, max(round(rate * seconds), 10)))
+    due_N = arrivals(rate=rate, seconds=seconds)
     latencies_N = np.full(len(due_N), np.nan)
     failed: list[int] = []
     free: queue.SimpleQueue[Connection] = queue.SimpleQueue()

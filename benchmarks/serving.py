@@ -10,8 +10,9 @@ have a core each.
 
 The rival is a server of KServe's SDK with the same graph (`kserve_rival.py`), which takes the item vectors of
 candidates and clicks as JSON tensors; its clients' work of finding vectors and writing JSON is not counted. The floors
-are ONNX Runtime alone, in one process, on requests of the same sizes, and what the measurement itself takes: the same
-requests to a server that reads them and answers with a constant.
+are ONNX Runtime alone, in one process, on requests of the same sizes at the same moments (a core that has slept for
+milliseconds computes slower than a busy one); and what the measurement itself takes: the same requests to a server
+that reads them and answers with a constant.
 """
 
 import argparse
@@ -31,7 +32,7 @@ from typing import Any
 import httpx
 import numpy as np
 import numpy.typing as npt
-from http_load import open_loop
+from http_load import arrivals, open_loop
 from measure import describe_machine
 
 from storyrec.bundle import RANKER_OF_ONE_USER, Bundle
@@ -195,21 +196,21 @@ def load(address: str, bodies: Sequence[bytes], *, rate: float, seconds: float) 
     return open_loop(address, path, bodies, rate=rate, seconds=seconds, num_connections=NUM_CONNECTIONS)
 
 
-def bare(bundle: Bundle, requests: Sequence[Request]) -> Floats:
-    """Milliseconds of ONNX Runtime alone on each request."""
-    milliseconds = []
-    for request in [*requests[:20], *requests]:
-        start = time.perf_counter()
-        bundle.rank_candidates(**request.inputs)
-        milliseconds.append((time.perf_counter() - start) * 1e3)
-    return np.array(milliseconds[20:])
+def bare(bundle: Bundle, requests: Sequence[Request], *, rate: float, seconds: float) -> Floats:
+    """Milliseconds of ONNX Runtime alone in this process, from the moment each request was due."""
+    due_N = arrivals(rate=rate, seconds=seconds)
+    milliseconds, started = [], time.perf_counter()
+    for number, due in enumerate((started + due_N).tolist()):
+        time.sleep(max(due - time.perf_counter(), 0))
+        bundle.rank_candidates(**requests[number % len(requests)].inputs)
+        milliseconds.append((time.perf_counter() - due) * 1e3)
+    return np.array(milliseconds)
 
 
-def report(name: str, milliseconds: Floats, *, rate: float | None = None, failed: int = 0) -> None:
+def report(name: str, milliseconds: Floats, *, rate: float, failed: int = 0) -> None:
     """One row of the table."""
     figures = (*np.percentile(milliseconds, [50, 95, 99]), milliseconds.max())
-    rates = "one by one" if rate is None else f"{rate:.0f}/s"
-    print(f"{name:<34} {rates:>10} " + " ".join(f"{figure:9.2f}" for figure in figures) + f" {failed:7}", flush=True)
+    print(f"{name:<34} {rate:>8.0f}/s " + " ".join(f"{figure:9.2f}" for figure in figures) + f" {failed:7}", flush=True)
 
 
 def soak(address: str, pid: int, bodies: Sequence[bytes], *, minutes: float) -> None:
@@ -242,7 +243,12 @@ def main() -> None:
     drawn = {
         name: draw_requests(bundle, clicks, fixed=name == "500 candidates") for name in ("mixed", "500 candidates")
     }
-    floors = {name: bare(bundle, requests) for name, requests in drawn.items()}
+    rates = [float(rate) for rate in options.rates.split(",")]
+    floors = {
+        (name, rate): bare(bundle, requests, rate=rate, seconds=options.seconds)
+        for name, requests in drawn.items()
+        for rate in rates
+    }
     os.sched_setaffinity(0, {GENERATOR_CORE})
     print(describe_machine())
     print(f"{len(bundle.stories.ids_N) - 1:,} stories, width {bundle.config.model.width}; milliseconds")
@@ -259,7 +265,7 @@ def main() -> None:
                 for name, requests in drawn.items():
                     bodies = [request.tensors if kind == "KServe" else request.ids for request in requests]
                     load(address, bodies, rate=20.0, seconds=2.0)  # warm
-                    for rate in map(float, options.rates.split(",")):
+                    for rate in rates:
                         milliseconds, failed = load(address, bodies, rate=rate, seconds=options.seconds)
                         report(f"{kind}, {name}", milliseconds, rate=rate, failed=failed)
                         medians.setdefault((name, rate), {})[kind] = np.percentile(milliseconds, [50, 99])
@@ -267,8 +273,8 @@ def main() -> None:
                             break
                 if kind == "this server" and options.soak:
                     soak(address, pid, [request.ids for request in drawn["mixed"]], minutes=options.soak)
-    for name, milliseconds in floors.items():
-        report(f"ONNX Runtime alone, {name}", milliseconds)
+    for (name, rate), milliseconds in floors.items():
+        report(f"ONNX Runtime alone, {name}", milliseconds, rate=rate)
     for (name, rate), by_kind in medians.items():
         if "KServe" not in by_kind:
             continue

@@ -47,14 +47,21 @@ class TargetAttention(nn.Module):
     def of_one_user(self, target_BD: Tensor, sequence_LD: Tensor, mask_L: Tensor) -> tuple[Tensor, Tensor]:
         """The user as each of many targets sees one sequence, [B, D], and the weights, [B, H, L].
 
-        The same arithmetic as `forward`, unfolded: keys and values are projected once for all targets.
+        The same arithmetic as `forward`, folded to the sequence's side: all that depends on the user alone is
+        multiplied once, and two products of the targets are left, one before the softmax and one behind it.
         """
-        query_HBE = self._heads(self.query(target_BD)) * self.head_width**-0.5
-        key_HLE, value_HLE = self._heads(self.key(sequence_LD)), self._heads(self.value(sequence_LD))
-        scores_HBL = torch.bmm(query_HBE, key_HLE.transpose(1, 2))
-        weights_HBL = masked_softmax(scores_HBL, mask_L, dim=-1)
-        user_BHE = torch.bmm(weights_HBL, value_HLE).transpose(0, 1)
-        return user_BHE.flatten(1), weights_HBL.transpose(0, 1)
+        key_HLE = self._heads(self.key(sequence_LD)) * self.head_width**-0.5
+        value_HLE = self._heads(self.value(sequence_LD))
+        query_HED = self.query.weight.view(self.num_heads, self.head_width, -1)
+        offset_HL = torch.bmm(key_HLE, self.query.bias.view(self.num_heads, self.head_width, 1)).squeeze(-1)
+        offset_HL = offset_HL.masked_fill(~mask_L, torch.finfo(offset_HL.dtype).min)
+        folded_ND = torch.bmm(key_HLE, query_HED).flatten(0, 1)  # N = H L: every head's clicks, one under the other
+        scores_BN = torch.addmm(offset_HL.flatten(), target_BD, folded_ND.transpose(0, 1))
+        weights_BHL = torch.softmax(scores_BN.view(-1, self.num_heads, len(mask_L)), dim=-1)
+        # a head's values beside zeros for the other heads, [H, L, H, E]; all zero where no click is real
+        own_head_HH = torch.eye(self.num_heads, dtype=value_HLE.dtype, device=value_HLE.device) * mask_L.any()
+        value_ND = (value_HLE.unsqueeze(2) * own_head_HH[:, None, :, None]).flatten(2).flatten(0, 1)
+        return weights_BHL.flatten(1) @ value_ND, weights_BHL * mask_L
 
     def weights(self, target_BD: Tensor, sequence_BLD: Tensor, mask_BL: Tensor) -> Tensor:
         """How much each head attends to each item, [B, H, L]: they sum to 1 over real positions, 0 at padding.
