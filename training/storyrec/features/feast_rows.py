@@ -5,23 +5,22 @@ from datetime import UTC, datetime
 
 import numpy as np
 from feast import FeatureView
-from feast.errors import FeastError
 from feast.protos.feast.types.EntityKey_pb2 import EntityKey
 from feast.protos.feast.types.Value_pb2 import FloatList, Int64List, Value
 
 from storyrec.errors import DataError
 from storyrec.features.merge import FIRST_US, LAST_US, NOTHING, Recent, merge_sequences, pack_sequence
 from storyrec.features.packed import ARRAYS, TEXT, Layout, Row
+from storyrec.features.refusals import Refusal
 
 MODEL = "model"
 """The key that names the model whose row it is."""
 
 
-class RowsRefused(DataError, FeastError):
-    """Rows that no view can hold; Feast's server answers 422."""
+class RowsRefused(DataError, Refusal):
+    """Rows that no view can hold."""
 
-    def http_status_code(self) -> int:
-        return 422
+    status = 422
 
 
 def layout_of(view: FeatureView) -> Layout:
