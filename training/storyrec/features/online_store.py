@@ -8,6 +8,7 @@ Key 0 of each view holds until when the view as a whole is complete, written aft
 by model has the rows of each model apart, named view:version; which are there, see `online_models`.
 """
 
+import time
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -196,10 +197,12 @@ class PackedOnlineStore(OnlineStore):
         """
         layout = layout_of(table)
         values: dict[str, dict[int, bytes]] = {}
+        now_us = time.time_ns() // 1_000
         for key, features, event_time, _ in data:
             entity, model = read_key(layout, key)
             of_model = values.setdefault(model, {})
-            of_model[entity] = merge(layout, of_model.get(entity), pack_row(layout, entity, features, event_time))
+            row = pack_row(layout, entity, features, event_time, now_us=now_us)
+            of_model[entity] = merge(layout, of_model.get(entity), row)
         versions = self.models(config).versions if layout.by_model else ()
         for model, of_model in values.items():
             if not layout.by_model or model in versions:
