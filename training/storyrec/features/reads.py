@@ -196,5 +196,5 @@ def _require(name: str, wrong: Iterable[Any], expected: str) -> None:
             f"{name} is {value!r}",
             expected=expected,
             where="entities",
-            remedy="correct this key, or leave it out: an answer to the others only would hide it",
+            remedy="send the ids of the logs, as JSON numbers",
         )
