@@ -70,6 +70,7 @@ def write_views(folder: Path, views: Sequence[Sequence[Sequence[Row]]], *, lifet
             owner="",
             kind="",
             freshness="",
+            max_age="",
             lineage=(),
             lifetime=timedelta(microseconds=lifetime),
             path=f"{folder}/{name}/dt=*/*.parquet",

@@ -50,6 +50,8 @@ def test_everything_declared_is_described(catalog: Catalog) -> None:
         assert declared.name in page
     for view in catalog.views.values():
         assert view.freshness
+        section = page.partition(f"### {view.name}\n")[2].partition("\n### ")[0]
+        assert f"online never older than {'30h' if view.kind == 'sequence' else '36h'} |" in section
         assert set(view.lineage) <= set(TABLES)
         assert view.keys[0] == view.fields[0].name
         for field in view.fields:

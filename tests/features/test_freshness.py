@@ -1,5 +1,6 @@
 """The freshness promises: kept and broken, in words, as an exit code and for Prometheus."""
 
+import io
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -7,10 +8,11 @@ import pytest
 from feature_world import NOW, World, at, day_of
 from item_world import deploy
 from prometheus_client.parser import text_string_to_metric_families
+from rich.console import Console
 
 from storyrec.errors import ConfigError, DataError
 from storyrec.features.build import build_features, materialize_features
-from storyrec.features.freshness import METRICS, Freshness, measure_freshness, require_kept
+from storyrec.features.freshness import METRICS, Freshness, measure_freshness, print_freshness, require_kept
 from storyrec.features.online_models import LAYOUT
 from storyrec.features.publish import VIEWS as ITEM_VIEWS
 from storyrec.features.publish import publish_features
@@ -42,7 +44,11 @@ def metrics(world: World) -> dict[tuple[str, str], float]:
 def test_every_view_makes_a_promise(world: World) -> None:
     tags = open_feature_store(world.config.locations.work, profile="local").tags()
     assert tags.keys() == {*SEQUENCES, *ITEM_VIEWS}
-    assert {view.view for view in measure_freshness(world.config, now=NOW)} == tags.keys()
+    found = measure_freshness(world.config, now=NOW)
+    assert {view.view for view in found} == tags.keys()
+    screen = io.StringIO()
+    print_freshness(found, console=Console(file=screen, width=80))
+    assert {name for name in tags if f" {name} " in screen.getvalue()} == tags.keys()  # none is cut short
 
 
 def test_a_promise_holds_to_the_hour(world: World) -> None:

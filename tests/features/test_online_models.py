@@ -4,7 +4,7 @@ import fcntl
 import json
 import shutil
 import threading
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from online_world import opened
 from storyrec.config import Config
 from storyrec.errors import ConfigError, DataError, ModelError, PlatformError, SchemaMismatch
 from storyrec.features.catalog import read_catalog
+from storyrec.features.feast_rows import RowsRefused
 from storyrec.features.join import join_labels
 from storyrec.features.lookup import look_up
 from storyrec.features.neighbours import INDEX, index_folder
@@ -265,6 +266,22 @@ def test_feast_writes_rows_of_models_that_are_online_alone(world: World) -> None
     assert client.embeddings([100], domain=Domain.STORY, model=first).values_ND.tolist() == [[1.0] * 64]
     require_rows(client, world, model="current", version=second, seed=2)
     assert client._online.get(client._config, f"story_embedding_by_model:{'0' * 16}", [100]) == [None]
+
+
+def test_rows_that_would_spoil_a_model_are_refused(world: World) -> None:
+    _, second = publish_two(world, world.config)
+    client = opened(world.config)
+    rows = {"story_id": [100], "embedding": [[1.0] * 64], "model_version": [second]}
+    times = {"event_timestamp": [at(9)], "known_at": [at(9)]}
+    for other, message in (
+        ({"embedding": [[1.0] * 63]}, "embedding of 63 numbers\n  expected: 64 of them"),
+        ({"embedding": [[float("nan")] + [1.0] * 63]}, "all finite"),
+        ({"event_timestamp": [datetime.now(UTC) + timedelta(hours=2)]}, "not in the future"),
+    ):
+        for view, key in (("story_embedding", {}), ("story_embedding_by_model", {"model": [second]})):
+            with pytest.raises(RowsRefused, match=message):
+                client._store.write_to_online_store(view, pd.DataFrame(rows | key | times | other))
+    require_rows(client, world, model="current", version=second, seed=2)
 
 
 def test_a_person_looks_a_model_up(world: World) -> None:

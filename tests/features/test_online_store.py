@@ -180,7 +180,7 @@ def test_feast_reads_the_values_with_their_event_time(config: Config) -> None:
 def test_redis_killed_in_the_middle_is_filled_again(world: World, redis: str, monkeypatch: pytest.MonkeyPatch) -> None:
     config = world.config.model_copy(update={"profile": "cluster"})
     build_features(config, day=day_of(4))
-    from storyrec.features.online_store import PackedRedisOnlineStore
+    from storyrec.features.redis_store import PackedRedisOnlineStore
 
     put, port, num_puts = PackedRedisOnlineStore.put, free_port(), 0
     monkeypatch.setenv("STORYREC_REDIS", f"127.0.0.1:{port}")

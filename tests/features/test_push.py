@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from cryptography.hazmat.primitives.asymmetric import rsa
 from feature_server import Server, running_server
-from feature_world import World, at, microseconds
+from feature_world import NOW, World, at, microseconds
 
 from storyrec.errors import DataError
 from storyrec.features.push import push_clicks, read_clicks
@@ -104,9 +105,11 @@ def test_feasts_client_for_remote_stores_reads_through_the_server(server: Server
 @pytest.mark.parametrize(
     ("other", "status", "message"),
     [
-        ({"product_clicked_us": None}, 500, "product_clicked_us"),
-        ({"user_id": None}, 500, "user_id"),
-        ({"event_timestamp": None}, 500, "event_timestamp"),
+        ({"product_clicked_us": None}, 422, "product_clicked_us"),
+        ({"user_id": None}, 422, "user_id"),
+        ({"event_timestamp": None}, 422, "event_timestamp"),
+        ({"user_id": "x"}, 422, "'x'"),
+        ({"product_clicked_us": [microseconds(datetime.now(UTC)) + 2 * 3_600 * 1_000_000]}, 422, "not in the future"),
         ({"product_clicked_us": [1_772_323_200]}, 422, "epoch microseconds"),
         ({"product_ids": [1, 2]}, 422, "as many items"),
         ({"user_id": 0}, 422, "id > 0"),
@@ -138,7 +141,7 @@ def write_clicks(path: Path, *, item: str = "story_id") -> Path:
 
 @pytest.mark.parametrize("name", ["clicks.parquet", "clicks.json", "clicks.jsonl"])
 def test_clicks_are_read_from_files(tmp_path: Path, name: str) -> None:
-    log, domain = read_clicks(write_clicks(tmp_path / name, item="product_id"))
+    log, domain = read_clicks(write_clicks(tmp_path / name, item="product_id"), now=NOW)
     assert domain is Domain.PRODUCT
     assert log.user_ids_C.tolist() == [3, 3, 5]
     assert log.item_ids_C.tolist() == [8, 7, 9]
@@ -175,6 +178,8 @@ def test_a_file_is_pushed_and_again_without_effect(tmp_path: Path) -> None:
         ),
         ("clicks.json", '[{"user_id": 0, "story_id": 2, "clicked_at": "2026-03-09T12:00:00Z"}]', "1 clicks cannot be"),
         ("clicks.json", '[{"user_id": 1, "story_id": 2, "clicked_at": "1970-01-21T12:00:00Z"}]', "1 clicks cannot be"),
+        ("clicks.json", '[{"user_id": 1, "story_id": 2, "clicked_at": "2026-04-01T02:00:00Z"}]', "1 clicks cannot be"),
+        ("clicks.json", '[{"user_id": 1, "story_id": 2, "clicked_at": "2026-03-09T12:00:00"}]', "is TIMESTAMP\n"),
         (
             "clicks.json",
             '[{"user_id": 1, "story_id": 2, "clicked_at": "2026-03-09T12:00:00Z"}, {"user_id": 1, "story_id": 2}]',
@@ -185,10 +190,10 @@ def test_a_file_is_pushed_and_again_without_effect(tmp_path: Path) -> None:
 def test_a_file_of_another_kind_is_refused(tmp_path: Path, name: str, content: str, message: str) -> None:
     (tmp_path / name).write_text(content)
     with pytest.raises(DataError, match=message) as caught:
-        read_clicks(tmp_path / name)
+        read_clicks(tmp_path / name, now=NOW)
     assert str(tmp_path / name) in str(caught.value)
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"nowhere\.json"):
-        read_clicks(tmp_path / "nowhere.json")
+        read_clicks(tmp_path / "nowhere.json", now=NOW)

@@ -200,7 +200,7 @@ def test_reads_go_on_while_a_day_is_materialized(world: World) -> None:
 def test_a_killed_materialization_is_repeated(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     run_day(world, 2)
     build_features(world.config, day=day_of(4))
-    from storyrec.features.online_store import PackedSqliteOnlineStore
+    from storyrec.features.sqlite_store import PackedSqliteOnlineStore
 
     class Killed(BaseException):
         pass

@@ -55,7 +55,8 @@ class CatalogView:
         keys: the join keys, in order.
         fields: every column but the two times, the keys among them.
         kind: sequence, embedding or matching.
-        freshness: what is promised, in words.
+        freshness: when new values come, in words.
+        max_age: the age that its values online never exceed, such as 30h.
         lineage: the log tables that its values come from.
         lifetime: how long a value counts after its event time; 0: for ever.
         path: the offline partitions, a glob pattern.
@@ -69,6 +70,7 @@ class CatalogView:
     owner: str
     kind: str
     freshness: str
+    max_age: str
     lineage: tuple[str, ...]
     lifetime: timedelta
     path: str
@@ -176,6 +178,7 @@ def _view(declared: Any, *, keys: dict[str, str]) -> CatalogView:
         owner=declared.owner,
         kind=tags["kind"],
         freshness=tags["freshness"],
+        max_age=tags["max_age"],
         lineage=tuple(tags["lineage"].split(",")),
         lifetime=declared.ttl,
         path=source.path,

@@ -5,23 +5,22 @@ from datetime import UTC, datetime
 
 import numpy as np
 from feast import FeatureView
-from feast.errors import FeastError
 from feast.protos.feast.types.EntityKey_pb2 import EntityKey
 from feast.protos.feast.types.Value_pb2 import FloatList, Int64List, Value
 
 from storyrec.errors import DataError
-from storyrec.features.merge import FIRST_US, LAST_US, NOTHING, Recent, merge_sequences, pack_sequence
+from storyrec.features.merge import AHEAD_US, FIRST_US, NOTHING, Recent, merge_sequences, pack_sequence
 from storyrec.features.packed import ARRAYS, TEXT, Layout, Row
+from storyrec.features.refusals import Refusal
 
 MODEL = "model"
 """The key that names the model whose row it is."""
 
 
-class RowsRefused(DataError, FeastError):
-    """Rows that no view can hold; Feast's server answers 422."""
+class RowsRefused(DataError, Refusal):
+    """Rows that no view can hold."""
 
-    def http_status_code(self) -> int:
-        return 422
+    status = 422
 
 
 def layout_of(view: FeatureView) -> Layout:
@@ -41,7 +40,12 @@ def layout_of(view: FeatureView) -> Layout:
             remedy="declare other types, or teach storyrec.features.packed this one",
         )
     (key,) = keys
-    return Layout(view.name, key, fields, int(view.tags.get("length", 0)), by_model)
+    shapes = (field.tags.get("shape", "") for field in view.features)
+    widths = tuple(
+        int(shape) if kind in ARRAYS and shape.isdecimal() else 0
+        for (_, kind), shape in zip(fields, shapes, strict=True)
+    )
+    return Layout(view.name, key, fields, int(view.tags.get("length", 0)), by_model, widths)
 
 
 def read_key(layout: Layout, key: EntityKey) -> tuple[int, str]:
@@ -50,8 +54,15 @@ def read_key(layout: Layout, key: EntityKey) -> tuple[int, str]:
     return values[layout.key].int64_val, values[MODEL].string_val if layout.by_model else ""
 
 
-def pack_row(layout: Layout, entity: int, features: Mapping[str, Value], event_time: datetime) -> bytes:
+def pack_row(layout: Layout, entity: int, features: Mapping[str, Value], event_time: datetime, *, now_us: int) -> bytes:
     """A row as it is stored.
+
+    Args:
+        layout: of its view.
+        entity: its key.
+        features: its values.
+        event_time: counts where the view is no sequence.
+        now_us: the clock's time, epoch microseconds.
 
     Raises:
         RowsRefused: a value is missing, or is none of its view.
@@ -65,12 +76,20 @@ def pack_row(layout: Layout, entity: int, features: Mapping[str, Value], event_t
     for name, kind in layout.fields:
         value = getattr(features[name], f"{kind.lower()}_val")
         fields.append(value.encode() if kind == TEXT else np.asarray(value.val, ARRAYS[kind]).tobytes())
+    last_us = now_us + AHEAD_US
     if not layout.length:
+        for (name, kind), width, field in zip(layout.fields, layout.widths, fields, strict=True):
+            numbers = np.frombuffer(field, ARRAYS[kind]) if width else np.empty(0)
+            if len(numbers) != width or not np.isfinite(numbers).all():
+                raise _refused(layout, entity, f"{name} of {len(numbers)} numbers", f"{width} of them, all finite")
+        if _microseconds(event_time) > last_us:
+            raise _refused(layout, entity, f"event time {event_time}", "one that is not in the future")
         return layout.pack(Row(_microseconds(event_time), 0, tuple(fields)))
     items, times = (np.frombuffer(field, np.int64).tolist() for field in fields)
-    if not items or len(items) != len(times) or min(items) <= 0 or min(times) < FIRST_US or max(times) >= LAST_US:
+    if not items or len(items) != len(times) or min(items) <= 0 or min(times) < FIRST_US or max(times) > last_us:
         found = f"items {items}, times {times}"
-        raise _refused(layout, entity, found, "as many items (> 0) as times (epoch microseconds), at least one")
+        expected = "as many items (> 0) as times (epoch microseconds, not in the future), at least one"
+        raise _refused(layout, entity, found, expected)
     pushed = Recent(0, list(zip(times, items, strict=True)))
     return pack_sequence(layout, merge_sequences(NOTHING, pushed, length=layout.length))
 

@@ -102,7 +102,7 @@ def require_kept(found: Sequence[Freshness]) -> None:
 def print_freshness(found: Sequence[Freshness], *, console: Console) -> None:
     """Show promises and ages to a person."""
     table = Table(title="Feature views online", title_justify="left")
-    table.add_column("view")
+    table.add_column("view", no_wrap=True, min_width=max(len(view.view) for view in found))
     for name in ("promised age", "complete until (UTC)", "age", "promise"):
         table.add_column(name, justify="right")
     for view in found:

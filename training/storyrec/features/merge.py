@@ -15,8 +15,10 @@ from typing import NamedTuple
 
 from storyrec.features.packed import Layout, Row
 
-FIRST_US, LAST_US = (int(datetime(year, 1, 1, tzinfo=UTC).timestamp()) * 1_000_000 for year in (2000, 2100))
-"""A pushed time outside is in another unit than microseconds; a far one would stay in its sequence for good."""
+FIRST_US = int(datetime(2000, 1, 1, tzinfo=UTC).timestamp()) * 1_000_000
+AHEAD_US = 3_600 * 1_000_000
+"""A written time before the first is in another unit than microseconds. One ahead of the clock by more than clocks
+differ is refused as well: it would stay in its sequence, or keep its value from being replaced, until then."""
 
 Click = tuple[int, int]  # epoch microseconds, item: clicks sort by time, then item
 

@@ -6,20 +6,18 @@ and first when they go. So a model that it names is there as a whole.
 
 from typing import NamedTuple
 
-from feast.errors import FeastError
-
 from storyrec.errors import ModelError
 from storyrec.features.packed import CURRENT, TEXT, Layout, Row
+from storyrec.features.refusals import Refusal
 
 LAYOUT = Layout("online_models", "", (("current", TEXT), ("versions", TEXT)), 0)
 KEY = 1
 
 
-class ModelNotOnline(ModelError, FeastError):
-    """A reader named a model whose rows are not online; Feast's server answers 404."""
+class ModelNotOnline(ModelError, Refusal):
+    """A reader named a model whose rows are not online."""
 
-    def http_status_code(self) -> int:
-        return 404
+    status = 404
 
 
 class OnlineModels(NamedTuple):

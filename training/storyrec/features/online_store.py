@@ -1,42 +1,33 @@
-"""Online stores behind Feast's interface: packed values, merged instead of overwritten.
+"""An online store behind Feast's interface: packed values, merged instead of overwritten.
 
-`feature_store.yaml` names the class. One value a (view, key), see `packed`; what an arriving value
-does to a stored one, see `merge`. Writers may race: a value is replaced only by what was made of it.
+`feature_store.yaml` names the class, of `redis_store` or `sqlite_store`. One value a (view, key), see `packed`;
+what an arriving value does to a stored one, see `merge`. Writers may race: a value is replaced only by what was
+made of it.
 
 Key 0 of each view holds until when the view as a whole is complete, written after the rows. A view that is
 by model has the rows of each model apart, named view:version; which are there, see `online_models`.
 """
 
-import json
-import sqlite3
-import threading
+import time
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
-from itertools import chain, islice
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from feast import Entity, FeatureView, RepoConfig
 from feast.infra.online_stores.online_store import OnlineStore
-from feast.infra.online_stores.redis import RedisOnlineStore
 from feast.protos.feast.types.EntityKey_pb2 import EntityKey
 from feast.protos.feast.types.Value_pb2 import Value
-from feast.repo_config import FeastConfigBaseModel
-from redis import Redis, ResponseError
 
 from storyrec.features import online_models
 from storyrec.features.feast_rows import layout_of, pack_row, read_key, to_feast
 from storyrec.features.merge import merge, settle
 from storyrec.features.online_models import OnlineModels, pack_models, unpack_models
 from storyrec.features.packed import CURRENT, Layout, Row
+from storyrec.features.refusals import StoreSilent
 
 MARK = 0
-KEYS_A_CALL = 500
-KEYS_A_READ = 1_000
-REDIS_SECONDS = 5.0
-"""How long Redis may be silent, unless its settings say socket_timeout."""
 
 Merge = Callable[[Layout, bytes | None, bytes], bytes]
 Rows = Sequence[tuple[EntityKey, dict[str, Value], datetime, datetime | None]]
@@ -45,9 +36,17 @@ Rows = Sequence[tuple[EntityKey, dict[str, Value], datetime, datetime | None]]
 class PackedOnlineStore(OnlineStore):
     """What both stores share; a backend gets values and replaces them."""
 
+    def hurried(self) -> "PackedOnlineStore":
+        """The same store for who cannot wait for it: it is silent sooner."""
+        return self
+
     @abstractmethod
     def get(self, config: RepoConfig, view: str, ids: Sequence[int]) -> list[bytes | None]:
-        """The value of each key; None where there is none."""
+        """The value of each key; None where there is none.
+
+        Raises:
+            StoreSilent: the store does not answer.
+        """
 
     def get_each(self, config: RepoConfig, asked: Sequence[tuple[str, Sequence[int]]]) -> list[list[bytes | None]]:
         """As `get`, of some views."""
@@ -55,7 +54,11 @@ class PackedOnlineStore(OnlineStore):
 
     @abstractmethod
     def put(self, config: RepoConfig, layout: Layout, values: Mapping[int, bytes], *, rule: Merge = merge) -> None:
-        """Replace each key's value by what `rule` makes of it and the arriving one, whoever else writes."""
+        """Replace each key's value by what `rule` makes of it and the arriving one, whoever else writes.
+
+        Raises:
+            StoreSilent: the store does not answer.
+        """
 
     @abstractmethod
     def ids(self, config: RepoConfig, view: str) -> Iterator[int]:
@@ -194,10 +197,12 @@ class PackedOnlineStore(OnlineStore):
         """
         layout = layout_of(table)
         values: dict[str, dict[int, bytes]] = {}
+        now_us = time.time_ns() // 1_000
         for key, features, event_time, _ in data:
             entity, model = read_key(layout, key)
             of_model = values.setdefault(model, {})
-            of_model[entity] = merge(layout, of_model.get(entity), pack_row(layout, entity, features, event_time))
+            row = pack_row(layout, entity, features, event_time, now_us=now_us)
+            of_model[entity] = merge(layout, of_model.get(entity), row)
         versions = self.models(config).versions if layout.by_model else ()
         for model, of_model in values.items():
             if not layout.by_model or model in versions:
@@ -247,166 +252,24 @@ class PackedOnlineStore(OnlineStore):
         self.drop(config, [online_models.LAYOUT.view, *(view.name for view in tables)])
 
 
-class PackedRedisOnlineStoreConfig(FeastConfigBaseModel):
-    """Settings of `PackedRedisOnlineStore`."""
-
-    type: Literal["storyrec.features.online_store.PackedRedisOnlineStore"]
-    connection_string: str
-    """host:port, further settings after commas."""
-
-
-class PackedRedisOnlineStore(PackedOnlineStore):
-    """Values as strings of one Redis, named project:view:key."""
-
-    SCRIPT = """
-    local lost = {}
-    for i, key in ipairs(KEYS) do
-        if (redis.call('GET', key) or '') == ARGV[2 * i - 1] then redis.call('SET', key, ARGV[2 * i])
-        else lost[#lost + 1] = i - 1 end
-    end
-    return lost
-    """
-
-    def __init__(self) -> None:
-        self._redis: Redis | None = None
-
-    def get(self, config: RepoConfig, view: str, ids: Sequence[int]) -> list[bytes | None]:
-        return self.get_each(config, [(view, ids)])[0]
-
-    def get_each(self, config: RepoConfig, asked: Sequence[tuple[str, Sequence[int]]]) -> list[list[bytes | None]]:
-        names = [f"{config.project}:{view}:{key}" for view, ids in asked for key in ids]
-        if len(names) <= KEYS_A_READ:
-            values = iter(self._client(config).mget(names) if names else [])
-        else:
-            with self._client(config).pipeline(transaction=False) as pipe:
-                for first in range(0, len(names), KEYS_A_READ):
-                    pipe.mget(names[first : first + KEYS_A_READ])
-                values = chain.from_iterable(pipe.execute())
-        return [list(islice(values, len(ids))) for _, ids in asked]
-
-    def put(self, config: RepoConfig, layout: Layout, values: Mapping[int, bytes], *, rule: Merge = merge) -> None:
-        client, prefix = self._client(config), f"{config.project}:{layout.view}:"
-        swap, waiting = client.register_script(self.SCRIPT), list(values)
-        while waiting:
-            stored = self.get(config, layout.view, waiting)
-            merged = [(key, old, rule(layout, old, values[key])) for key, old in zip(waiting, stored, strict=True)]
-            changes = [change for change in merged if change[1] != change[2]]
-            calls = [changes[first : first + KEYS_A_CALL] for first in range(0, len(changes), KEYS_A_CALL)]
-            with client.pipeline(transaction=False) as pipe:
-                for call in calls:
-                    arguments = [value for _, old, new in call for value in (old or b"", new)]
-                    swap(keys=[f"{prefix}{key}" for key, *_ in call], args=arguments, client=pipe)
-                lost = pipe.execute()
-            waiting = [call[row][0] for call, rows in zip(calls, lost, strict=True) for row in rows]
-
-    def ids(self, config: RepoConfig, view: str) -> Iterator[int]:
-        prefix = f"{config.project}:{view}:"
-        for name in self._client(config).scan_iter(f"{prefix}*", count=10_000):
-            if key := int(name[len(prefix) :]):
-                yield key
-
-    def incarnation(self, config: RepoConfig) -> str:
-        return str(self._client(config).info("server")["run_id"])
-
-    def create(self, config: RepoConfig, views: Iterable[str]) -> None:
-        """Redis needs no room."""
-
-    def since_last_read(self, config: RepoConfig, layout: Layout) -> timedelta | None:
-        try:
-            seconds = self._client(config).object("idletime", f"{config.project}:{layout.view}:{MARK}")
-        except ResponseError:  # it counts how often, not when: maxmemory-policy is one of LFU
-            return None
-        return None if seconds is None else timedelta(seconds=seconds)
-
-    def drop(self, config: RepoConfig, views: Iterable[str]) -> None:
-        with self._client(config).pipeline(transaction=False) as pipe:
-            for view in views:
-                for name in self._client(config).scan_iter(f"{config.project}:{view}:*", count=10_000):
-                    pipe.unlink(name)
-                pipe.execute()
-
-    def _client(self, config: RepoConfig) -> Any:  # its types say that every answer may have to be awaited
-        if self._redis is None:
-            (node, *_), settings = RedisOnlineStore._parse_connection_string(config.online_store.connection_string)
-            self._redis = Redis(**{"socket_timeout": REDIS_SECONDS, **node, **settings})
-        return self._redis
-
-
-class PackedSqliteOnlineStoreConfig(FeastConfigBaseModel):
-    """Settings of `PackedSqliteOnlineStore`."""
-
-    type: Literal["storyrec.features.online_store.PackedSqliteOnlineStore"]
-    path: str
-    """The database's file; a relative path counts from the feature repository."""
-
-
-class PackedSqliteOnlineStore(PackedOnlineStore):
-    """Values as rows of a table a view, named project_view."""
-
-    def __init__(self) -> None:
-        self._threads = threading.local()
-
-    def get(self, config: RepoConfig, view: str, ids: Sequence[int]) -> list[bytes | None]:
-        asked = f"SELECT id, value FROM {_table(config, view)} WHERE id IN (SELECT value FROM json_each(?))"
-        try:
-            found = dict(self._connection(config).execute(asked, [json.dumps([int(key) for key in ids])]))
-        except sqlite3.OperationalError as error:
-            if "no such table" not in str(error):
-                raise
-            found = {}  # of a model that was retired meanwhile
-        return [found.get(key) for key in ids]
-
-    def put(self, config: RepoConfig, layout: Layout, values: Mapping[int, bytes], *, rule: Merge = merge) -> None:
-        with self._transaction(config) as connection:
-            stored = self.get(config, layout.view, list(values))
-            merged = ((key, old, rule(layout, old, values[key])) for key, old in zip(values, stored, strict=True))
-            connection.executemany(
-                f"INSERT OR REPLACE INTO {_table(config, layout.view)} VALUES (?, ?)",
-                [(key, new) for key, old, new in merged if new != old],
-            )
-
-    def ids(self, config: RepoConfig, view: str) -> Iterator[int]:
-        rows = self._connection(config).execute(f"SELECT id FROM {_table(config, view)} WHERE id != {MARK}").fetchall()
-        return (key for (key,) in rows)
-
-    def create(self, config: RepoConfig, views: Iterable[str]) -> None:
-        with self._transaction(config) as connection:
-            known = {sql for (sql,) in connection.execute("SELECT sql FROM sqlite_master WHERE type = 'table'")}
-            for name in (_table(config, view) for view in views):
-                wanted = f"CREATE TABLE {name} (id INTEGER PRIMARY KEY, value BLOB NOT NULL)"
-                if wanted not in known:
-                    connection.execute(f"DROP TABLE IF EXISTS {name}")  # one that Feast's own store left
-                    connection.execute(wanted)
-
-    def drop(self, config: RepoConfig, views: Iterable[str]) -> None:
-        with self._transaction(config) as connection:
-            tables = [name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
-            for view in (f"{config.project}_{view}" for view in views):
-                for name in tables:
-                    if name == view or name.startswith(f"{view}:"):
-                        connection.execute(f'DROP TABLE "{name}"')
-
-    def _connection(self, config: RepoConfig) -> sqlite3.Connection:
-        """This thread's connection."""
-        if not hasattr(self._threads, "connection"):
-            path = Path(config.repo_path or "", config.online_store.path)
-            connection = sqlite3.connect(path, timeout=60, isolation_level=None)
-            connection.execute("PRAGMA journal_mode=WAL")  # reads go on while a batch is written
-            self._threads.connection = connection
-        return self._threads.connection
-
-    @contextmanager
-    def _transaction(self, config: RepoConfig) -> Iterator[sqlite3.Connection]:
-        connection = self._connection(config)
-        connection.execute("BEGIN IMMEDIATE")
-        with connection:
-            yield connection
-
-
 def _newest(layout: Layout, stored: bytes | None, arriving: bytes) -> bytes:
     times, arriving_times = layout.times(stored), layout.times(arriving)
     return stored if stored and times and arriving_times and times > arriving_times else arriving
 
 
-def _table(config: RepoConfig, view: str) -> str:
-    return f'"{config.project}_{view}"'
+@contextmanager
+def answering(*errors: type[Exception]) -> Iterator[None]:
+    """Say of a store's own errors that it does not answer.
+
+    Raises:
+        StoreSilent: one of them was raised.
+    """
+    try:
+        yield
+    except errors as error:
+        raise StoreSilent(
+            f"the online store does not answer: {type(error).__name__}: {error}",
+            expected="one that is there and takes what it is sent",
+            where="the online store that feature_store.yaml or feature_store.cluster.yaml names",
+            remedy="ask again; if it stays so, look whether the store runs",
+        ) from error

@@ -58,6 +58,7 @@ class Layout:
         fields: name and type (Feast's) of each feature.
         length: the most clicks of a sequence, whose fields are items and times; 0: the view is none.
         by_model: whether a second key names the model whose row it is.
+        widths: how many numbers each feature is said to have; 0: any.
     """
 
     view: str
@@ -65,6 +66,7 @@ class Layout:
     fields: tuple[tuple[str, str], ...]
     length: int
     by_model: bool = False
+    widths: tuple[int, ...] = ()
 
     @property
     def names(self) -> tuple[str, ...]:

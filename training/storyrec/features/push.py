@@ -1,13 +1,14 @@
 """Clicks from a file into the online sequences, before the day's logs bring them."""
 
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 import duckdb
 
 from storyrec.config import Config
 from storyrec.errors import DataError, SchemaMismatch
-from storyrec.features.merge import FIRST_US, LAST_US
+from storyrec.features.merge import AHEAD_US, FIRST_US
 from storyrec.features.sequences import ClickLog, to_int64
 from storyrec.schema import Domain
 
@@ -27,13 +28,14 @@ class ClicksPushed:
     num_users: int
 
 
-def push_clicks(config: Config, *, clicks: Path) -> ClicksPushed:
+def push_clicks(config: Config, *, clicks: Path, now: datetime | None = None) -> ClicksPushed:
     """Merge the clicks of a file into the online sequences; a file pushed twice changes nothing more.
 
     Args:
         config: settings; locations.work and profile.
         clicks: a Parquet or JSON file of clicks in one domain, in any order: user_id, story_id or
-            product_id, clicked_at (a time of day without zone is UTC).
+            product_id, clicked_at (with its time zone).
+        now: no click may be later; the clock's time without it.
 
     Raises:
         SchemaMismatch: a column is missing or of another type.
@@ -42,12 +44,12 @@ def push_clicks(config: Config, *, clicks: Path) -> ClicksPushed:
     """
     from storyrec.features.store import open_feature_store
 
-    log, domain = read_clicks(clicks)
+    log, domain = read_clicks(clicks, now=now or datetime.now(UTC))
     store = open_feature_store(config.locations.work, profile=config.profile)
     return ClicksPushed(domain.name.lower(), len(log), store.push(log, domain=domain))
 
 
-def read_clicks(path: Path) -> tuple[ClickLog, Domain]:
+def read_clicks(path: Path, *, now: datetime) -> tuple[ClickLog, Domain]:
     """The clicks of a file, sorted, and which domain they are of."""
     if path.suffix not in READERS:
         raise DataError(
@@ -80,13 +82,13 @@ def read_clicks(path: Path) -> tuple[ClickLog, Domain]:
             remedy="leave these rows out",
         )
     log = ClickLog.from_arrays(*(to_int64(column) for column in table.columns))
-    wrong = (
-        (log.user_ids_C <= 0) | (log.item_ids_C <= 0) | (log.clicked_us_C < FIRST_US) | (log.clicked_us_C >= LAST_US)
-    )
+    last_us = int(now.timestamp() * 1_000_000) + AHEAD_US
+    has_time = (log.clicked_us_C >= FIRST_US) & (log.clicked_us_C <= last_us)
+    wrong = (log.user_ids_C <= 0) | (log.item_ids_C <= 0) | ~has_time
     if wrong.any():
         raise DataError(
             f"{wrong.sum()} clicks cannot be",
-            expected="ids > 0, times of this century",
+            expected=f"ids > 0, times of this century up to now, {now:%Y-%m-%d %H:%M:%S} UTC",
             where=str(path),
             remedy="correct or leave out these rows; nothing was pushed",
         )
@@ -108,12 +110,12 @@ def _domain(columns: list[str], path: Path) -> Domain:
 def _require_kinds(kinds: dict[str, str], domain: Domain, path: Path) -> None:
     *ids, time = COLUMNS[domain]
     wrong = {name: kinds[name] for name in ids if "INT" not in kinds[name]}
-    if not kinds[time].startswith("TIMESTAMP"):
+    if kinds[time] != "TIMESTAMP WITH TIME ZONE":
         wrong[time] = kinds[time]
     if wrong:
         raise SchemaMismatch(
             ", ".join(f"{name} is {kind}" for name, kind in wrong.items()),
-            expected="integer ids and a timestamp",
+            expected="integer ids and a timestamp with its time zone",
             where=str(path),
             remedy="write these columns in their type; times in JSON as 2026-03-09T12:00:00Z",
         )

@@ -1,9 +1,11 @@
 """Feast's HTTP application with its lookups answered faster: what a plan covers (`reads`), in Feast's own words.
 
-All else goes to Feast's application as it came: other routes, lookups that no plan covers, and those that are
-refused, so that every error is Feast's.
+All else goes to Feast's application as it came: other routes, and lookups that no plan covers or that Feast refuses.
+What Feast calls an error of its own though the request was wrong, 500, is answered with 422: its client repeats a
+request that got 500, and then does not show why.
 """
 
+import contextlib
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -22,9 +24,14 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from storyrec.errors import DataError
 from storyrec.features.reads import Found, OnlineReader, Wanted
+from storyrec.features.refusals import Refusal, StoreSilent
 
 PATH = "/get-online-features"
+WRITES = ("/push", "/write-to-online-store")
+WRONG_REQUEST = (KeyError, TypeError, ValueError)
+"""What Feast raises over keys, features, columns and types that it does not find or understand."""
 VERIFIED_SECONDS = 300
 """A token is verified again after so long: for so long Feast keeps a provider's keys, too."""
 TOKENS_KEPT = 10_000
@@ -34,6 +41,12 @@ SLOW_SECONDS, CAREFUL_SECONDS = 0.1, 10.0
 """After a read that took so long, threads answer for a while, so that a store that hangs holds up lookups alone."""
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 NEVER = "1970-01-01T00:00:00Z"
+
+
+class RequestRefused(DataError, Refusal):
+    """What Feast could not make anything of."""
+
+    status = 422
 
 
 class ReadApp:
@@ -52,7 +65,10 @@ class ReadApp:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if not _is_lookup(scope):
-            await self._feast(scope, receive, send)
+            if scope["type"] == "http" and scope["path"] in WRITES:
+                await self._pass_on(scope, receive, send)
+            else:
+                await self._feast(scope, receive, send)
             return
         started, messages = time.monotonic(), [await receive()]
         while messages[-1].get("more_body"):
@@ -60,20 +76,49 @@ class ReadApp:
         try:
             user = await self._users.of(scope)
             body = b"".join(message.get("body", b"") for message in messages)
-            if len(body) <= SMALL_BYTES and started >= self._careful_until:
-                content = self._answer(body, user, started)
-            else:
-                content = await run_in_threadpool(self._answer, body, user, started)
+            content = await self._look_up(body, user, started)
+        except Refusal as error:
+            _count_request(started, "error")
+            await _refuse(send, error)
+            return
         except Exception:  # whatever it is, Feast says it to the client
             content = None
         if content is None:
-            await self._feast(scope, _again(messages, receive), send)
-            return
-        headers = [(b"content-length", b"%d" % len(content)), (b"content-type", b"application/json")]
-        await send({"type": "http.response.start", "status": 200, "headers": headers})
-        await send({"type": "http.response.body", "body": content})
+            await self._pass_on(scope, _again(messages, receive), send)
+        else:
+            await _send(send, 200, content)
 
-    def _answer(self, body: bytes, user: User | None, started: float) -> bytes | None:
+    async def _pass_on(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Feast's answer, but for a 500 that the request itself has caused."""
+        held: list[Message] = []
+
+        async def sending(message: Message) -> None:
+            if held or message.get("status") == 500:
+                held.append(message)
+            else:
+                await send(message)
+
+        raised = None
+        try:
+            await self._feast(scope, receive, sending)
+        except Exception as error:
+            raised = error
+        if held and isinstance(raised, WRONG_REQUEST):
+            await _refuse(send, RequestRefused(f"{type(raised).__name__}: {raised}", remedy="correct the request"))
+            return
+        for message in held:
+            await send(message)
+        if raised:
+            raise raised
+
+    async def _look_up(self, body: bytes, user: User | None, started: float) -> bytes | None:
+        """The body of the answer, from here where the store is quick, else from a thread."""
+        if len(body) <= SMALL_BYTES and started >= self._careful_until:
+            with contextlib.suppress(StoreSilent):
+                return self._answer(body, user, started, hurried=True)
+        return await run_in_threadpool(self._answer, body, user, started)
+
+    def _answer(self, body: bytes, user: User | None, started: float, *, hurried: bool = False) -> bytes | None:
         """The body of the answer; None where no plan covers what is asked."""
         asked = json.loads(body)
         wanted, entities = _wanted(asked), asked["entities"]
@@ -82,7 +127,7 @@ class ReadApp:
             return None
         read = time.monotonic()
         try:
-            found = self._reader.read(plan, entities)
+            found = self._reader.read(plan, entities, hurried=hurried)
         finally:
             read_seconds = time.monotonic() - read
             if read_seconds > SLOW_SECONDS:
@@ -92,11 +137,7 @@ class ReadApp:
         content = json.dumps(
             respond(entities, found), ensure_ascii=False, allow_nan=False, separators=(",", ":")
         ).encode()
-        self._count(found, len(next(iter(entities.values()))), started, read_seconds)
-        return content
-
-    def _count(self, found: Sequence[Found], num_keys: int, started: float, read_seconds: float) -> None:
-        """Count an answer as Feast does."""
+        num_keys = len(next(iter(entities.values())))
         feast_metrics.track_online_features_entities(num_keys)
         feast_metrics.track_online_store_read(read_seconds)
         for one in found:
@@ -104,11 +145,9 @@ class ReadApp:
             feast_metrics.track_feature_statuses(
                 one.part.layout.view, num_known, len(one.columns) * num_keys - num_known
             )
-        if feast_metrics._config.request:
-            num_features = bin_feature_count(sum(len(one.columns) for one in found), self._bins)
-            labels = {"feature_count": num_features, "feature_view_count": str(len(found))}
-            feast_metrics.request_latency.labels(endpoint=PATH, **labels).observe(time.monotonic() - started)
-            feast_metrics.request_count.labels(endpoint=PATH, status="success").inc()
+        num_features = bin_feature_count(sum(len(one.columns) for one in found), self._bins)
+        _count_request(started, "success", feature_count=num_features, feature_view_count=str(len(found)))
+        return content
 
 
 class Users:
@@ -155,6 +194,24 @@ def respond(entities: dict[str, list[Any]], found: Sequence[Found]) -> dict[str,
         times = [NEVER if us is None else _rfc3339(us) for us in one.event_us]
         results += [{"values": values, "statuses": statuses, "event_timestamps": times} for values in one.columns]
     return {"results": results, "metadata": {"feature_names": names}}
+
+
+def _count_request(started: float, status: str, *, feature_count: str = "", feature_view_count: str = "") -> None:
+    """Count a lookup as Feast does."""
+    if feast_metrics._config.request:
+        labels = {"feature_count": feature_count, "feature_view_count": feature_view_count}
+        feast_metrics.request_latency.labels(endpoint=PATH, **labels).observe(time.monotonic() - started)
+        feast_metrics.request_count.labels(endpoint=PATH, status=status).inc()
+
+
+async def _send(send: Send, status: int, content: bytes) -> None:
+    headers = [(b"content-length", b"%d" % len(content)), (b"content-type", b"application/json")]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": content})
+
+
+async def _refuse(send: Send, refusal: Refusal) -> None:
+    await _send(send, refusal.http_status_code(), json.dumps(refusal.to_error_detail()).encode())
 
 
 def _is_lookup(scope: Scope) -> bool:

@@ -4,7 +4,7 @@ Plans are made by Feast's own functions, which know the registry and who may rea
 registry changes. Of what no plan covers Feast itself knows the answer, or what is wrong with it.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple, cast
@@ -16,12 +16,22 @@ from feast.permissions.security_manager import assert_permissions, get_security_
 from feast.permissions.user import User
 from feast.utils import _get_online_request_context
 
+from storyrec.errors import DataError
 from storyrec.features.feast_rows import MODEL, layout_of
 from storyrec.features.online_store import PackedOnlineStore
 from storyrec.features.packed import Layout, Row
+from storyrec.features.refusals import Refusal
 
 PLANS_KEPT = 1_000
 INT64 = range(-(2**63), 2**63)
+ID_MEANS = "a whole number of 64 bits, without a fraction"
+MODEL_MEANS = "a model's version, or current"
+
+
+class LookupRefused(DataError, Refusal):
+    """Keys that cannot be looked up."""
+
+    status = 422
 
 
 class Wanted(NamedTuple):
@@ -78,6 +88,7 @@ class OnlineReader:
     def __init__(self, store: FeatureStore) -> None:
         self._store = store
         self._online = cast("PackedOnlineStore", store._get_provider().online_store)
+        self._hurried = self._online.hurried()
         self._registry: object = None
         self._plans = lru_cache(PLANS_KEPT)(self._plan)
 
@@ -100,26 +111,43 @@ class OnlineReader:
             self._registry = registry
         return self._plans(wanted, user)
 
-    def read(self, plan: Sequence[Part], entities: Mapping[str, Sequence[Any]]) -> list[Found] | None:
-        """The features of the asked keys; None where the keys are not those of the plan, each an int64 or text.
+    def read(
+        self, plan: Sequence[Part], entities: Mapping[str, Sequence[Any]], *, hurried: bool = False
+    ) -> list[Found] | None:
+        """The features of the asked keys; None where Feast has to say which keys are meant.
+
+        Args:
+            plan: what to read.
+            entities: a column a key, each an int64 or a model.
+            hurried: for who cannot wait for the store.
 
         Raises:
+            LookupRefused: a key is missing or of another type.
             ModelNotOnline: a key names a model whose rows are not online.
+            StoreSilent: the store does not answer.
         """
-        keys = {part.layout.key for part in plan}
+        ids = {part.layout.key for part in plan}
         models = {MODEL} if any(part.layout.by_model for part in plan) else set()
         num_keys = {len(column) for column in entities.values()}
-        if (
-            entities.keys() != keys | models
-            or len(num_keys) != 1
-            or num_keys == {0}
-            or not all(type(key) is int and key in INT64 for name in keys for key in entities[name])
-            or not all(type(model) is str and model for name in models for model in entities[name])
-        ):
+        if entities.keys() != ids | models or len(num_keys) != 1 or num_keys == {0}:
+            if not entities.keys() & self._names():
+                _require_columns(entities, ids | models)
+            return None
+        for name in models:
+            _require(name, (model for model in entities[name] if type(model) is not str or not model), MODEL_MEANS)
+        columns = {name: [key for key in entities[name] if type(key) is not int or key not in INT64] for name in ids}
+        for name, column in columns.items():
+            _require(name, (key for key in column if type(key) is not str or not key.isdecimal()), ID_MEANS)
+        if any(columns.values()):
             return None
         asked = [(part.layout, entities[part.layout.key]) for part in plan]
-        rows = self._online.rows(self._store.config, asked, entities.get(MODEL, ()))
+        online = self._hurried if hurried else self._online
+        rows = online.rows(self._store.config, asked, entities.get(MODEL, ()))
         return [_found(part, of_part) for part, of_part in zip(plan, rows, strict=True)]
+
+    def _names(self) -> set[str]:
+        """What Feast takes for a key, too: the names of the entities."""
+        return {entity.name for entity in self._store.list_entities(allow_cache=True)} - {MODEL}
 
     def _plan(self, wanted: Wanted, user: User | None) -> tuple[Part, ...] | None:
         store = self._store
@@ -149,3 +177,24 @@ def _found(part: Part, rows: Sequence[Row | None]) -> Found:
         values = [None if row is None else part.layout.value(row, name) for row in rows]
         columns.append([value if value is None or isinstance(value, str) else value.tolist() for value in values])
     return Found(part, columns, [None if row is None else row.event_us for row in rows])
+
+
+def _require_columns(entities: Mapping[str, Sequence[Any]], keys: set[str]) -> None:
+    missing = keys - entities.keys()
+    if missing:
+        raise LookupRefused(
+            f"no {', '.join(sorted(missing))}, but {', '.join(sorted(entities)) or 'nothing'}",
+            expected=f"the keys {', '.join(sorted(keys))}",
+            where="entities",
+            remedy="name the keys of the service, see docs/feature-catalog.md",
+        )
+
+
+def _require(name: str, wrong: Iterable[Any], expected: str) -> None:
+    for value in wrong:
+        raise LookupRefused(
+            f"{name} is {value!r}",
+            expected=expected,
+            where="entities",
+            remedy="send the ids of the logs, as JSON numbers",
+        )
