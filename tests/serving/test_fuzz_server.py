@@ -21,7 +21,7 @@ CONFIG = Config.from_dict(
     {
         "checks": {
             "positive_data_acceptance": {"enabled": False},
-            "negative_data_rejection": {"expected_statuses": [400, 404, 413]},
+            "negative_data_rejection": {"expected-statuses": [400, 404, 413]},
         }
     }
 )
