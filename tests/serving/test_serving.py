@@ -159,6 +159,28 @@ def test_without_a_champion_the_server_lives_and_is_not_ready(packed: Path, tmp_
         assert client.post(INFER, json=body(1, [1_000])).status_code == 200
 
 
+def test_readiness_is_answered_as_described_without_a_champion_too(tmp_path: Path) -> None:
+    champion = ServedBundle(FolderStorage(tmp_path / "registry"), tmp_path / "cache")
+    with client_of(champion) as client:
+        paths = client.get("/openapi.json").json()["paths"]
+        for path in ("/v2/health/ready", "/v2/models/storyrec/ready", "/v2/models/storyrec/versions/{version}/ready"):
+            answer = client.get(path)
+            described = paths[path]["get"]["responses"]["503"]["content"]["application/json"]["schema"]["$ref"]
+            keys = {"Readiness": {"ready", "refused"}, "Refusal": {"error"}}[described.rsplit("/", 1)[-1]]
+            assert (answer.status_code, set(answer.json())) == (503, keys), path
+
+
+def test_a_version_is_asked_for_in_the_path_alone(champion: ServedBundle) -> None:
+    with client_of(champion) as client:
+        described = client.get("/openapi.json").json()["paths"]["/v2/models/storyrec"]["get"]
+        assert "parameters" not in described
+        plain = client.get("/v2/models/storyrec")
+        assert plain.status_code == 200
+        for query in ("version=", "version=0", "version=0&version=1"):
+            assert client.get(f"/v2/models/storyrec?{query}").json() == plain.json()
+        assert client.get("/v2/models/storyrec/versions/0").status_code == 404
+
+
 def test_stories_for_a_product_are_its_nearest(champion: ServedBundle) -> None:
     bundle = champion.bundle
     assert bundle is not None

@@ -22,7 +22,7 @@ from storyrec.gate.verdict import VERDICT
 from storyrec.manifest import Manifest, verify_folder
 from storyrec.pointer import Pointer
 from storyrec.promote import set_canary
-from storyrec.registry import fetch_bundle, push_bundle, read_champion, switch_champion
+from storyrec.registry import fetch_bundle, open_registry, push_bundle, read_champion, switch_champion
 from storyrec.storage import Storage, open_storage
 
 OUTCOME = "outcome.json"
@@ -79,7 +79,7 @@ def deploy_model(config: Config, *, bundle: Path, evaluation: Path, verdict: Pat
         StorageError: a place refuses; nothing was switched.
     """
     manifest = verify_folder(bundle)
-    registry = _registry(config)
+    registry = open_registry(config.locations)
     blessing = _read_verdict(verdict)
     refusals = _refusals(blessing, manifest)
     if refusals:
@@ -112,7 +112,7 @@ def keep_champion(config: Config, *, bundle: Path, verdict: Path, evaluation: Pa
     """
     manifest = verify_folder(bundle)
     reasons = _refusals(_read_verdict(verdict), manifest) or ("the run asked to keep the champion",)
-    outcome = _not_deployed(read_champion(_registry(config)), manifest, reasons)
+    outcome = _not_deployed(read_champion(open_registry(config.locations)), manifest, reasons)
     _record(config, outcome, evaluation=evaluation, verdict=verdict)
     return outcome
 
@@ -237,10 +237,6 @@ def _in_rollout(pointer: Pointer, manifest: Manifest) -> Outcome:
 def _not_deployed(pointer: Pointer | None, manifest: Manifest, reasons: tuple[str, ...]) -> Outcome:
     champion = pointer.champion.version if pointer else None
     return Outcome(manifest.day, "not deployed", False, manifest.version, champion, champion, reasons)
-
-
-def _registry(config: Config) -> Storage:
-    return open_storage(config.locations.registry, s3_endpoint=config.locations.s3_endpoint)
 
 
 def _record(config: Config, outcome: Outcome, *, evaluation: Path | None, verdict: Path) -> None:

@@ -19,7 +19,7 @@ from storyrec.errors import DataError, ModelError
 from storyrec.features.store import open_feature_store
 from storyrec.logs.partitions import VALIDATED, list_days, read_days, read_titles
 from storyrec.match import nearest_stories
-from storyrec.registry import fetch_bundle, read_champion
+from storyrec.registry import fetch_bundle, open_registry, read_champion
 from storyrec.serving.ranking import Clicks, rank
 from storyrec.storage import Storage, open_storage
 
@@ -167,7 +167,7 @@ def deployed_bundle(config: Config) -> Bundle:
     Raises:
         ModelError: nothing is deployed, or the bundle is damaged.
     """
-    registry = open_storage(config.locations.registry, s3_endpoint=config.locations.s3_endpoint)
+    registry = open_registry(config.locations)
     pointer = read_champion(registry)
     if pointer is None:
         raise ModelError(

@@ -18,7 +18,7 @@ from dataclasses import replace
 from datetime import UTC, date, datetime
 from pathlib import Path
 
-from storyrec.config import Config
+from storyrec.config import Config, Locations
 from storyrec.errors import Conflict, ModelError
 from storyrec.manifest import MANIFEST, Manifest, verify_folder
 from storyrec.pointer import Champion, Change, Pointer
@@ -126,6 +126,11 @@ def fetch_bundle(storage: Storage, version: str, folder: Path) -> None:
         verify_folder(copy, where=where)
 
 
+def open_registry(locations: Locations) -> Storage:
+    """The registry that the settings name."""
+    return open_storage(locations.registry, s3_endpoint=locations.s3_endpoint)
+
+
 def fetch_champion(config: Config, *, day: date, out: Path) -> Path | None:
     """Copy the champion that the run of `day` is judged against into a folder.
 
@@ -140,7 +145,7 @@ def fetch_champion(config: Config, *, day: date, out: Path) -> Path | None:
     Raises:
         ModelError: the pointer or the bundle it names is damaged.
     """
-    storage = open_storage(config.locations.registry, s3_endpoint=config.locations.s3_endpoint)
+    storage = open_registry(config.locations)
     champion = champion_before(storage, day)
     if champion is None:
         return None

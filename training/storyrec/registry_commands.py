@@ -102,10 +102,9 @@ def verify(config: ConfigOption = None) -> None:
 
 
 def _registry(config: Path | None) -> Storage:
-    from storyrec.storage import open_storage
+    from storyrec.registry import open_registry
 
-    locations = load_config(config).locations
-    return open_storage(locations.registry, s3_endpoint=locations.s3_endpoint)
+    return open_registry(load_config(config).locations)
 
 
 def _size(num_bytes: int) -> str:

@@ -31,9 +31,9 @@ from storyrec.features.partitions import midnight, work_folder, write_rows
 from storyrec.manifest import MANIFEST, Manifest
 from storyrec.match import nearest_stories
 from storyrec.progress import track
-from storyrec.registry import BUNDLES, read_champion
+from storyrec.registry import BUNDLES, open_registry, read_champion
 from storyrec.schema import TIMESTAMP
-from storyrec.storage import FolderStorage, Storage, open_storage
+from storyrec.storage import FolderStorage, Storage
 
 if TYPE_CHECKING:
     from storyrec.features.store import FeatureStoreClient
@@ -101,7 +101,7 @@ def publish_features(config: Config, *, day: date) -> FeaturesPublished:
         PlatformError: the feature store does not answer.
     """
     storage = FolderStorage(work_folder(config.locations.work))
-    registry = open_storage(config.locations.registry, s3_endpoint=config.locations.s3_endpoint)
+    registry = open_registry(config.locations)
     num_stories = config.match.num_stories
     pointer = read_champion(registry)
     if pointer is None:
@@ -164,7 +164,7 @@ def retire_model(config: Config, *, version: str, even_if_read: bool = False) ->
         PlatformError: the feature store does not answer.
     """
     storage = FolderStorage(work_folder(config.locations.work))
-    registry = open_storage(config.locations.registry, s3_endpoint=config.locations.s3_endpoint)
+    registry = open_registry(config.locations)
     pointer, published = read_champion(registry), newest_published(storage)
     if version in {pointer and pointer.champion.version, published and published.version}:
         raise ModelError(

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from storyrec.config import Rollout
 from storyrec.gate.stability import population_stability
 from storyrec.gate.verdict import Rule
 
@@ -55,6 +56,16 @@ class CanaryLimits:
     max_error_rate: float
     max_latency_ratio: float
     max_drift: float
+
+
+def canary_limits(settings: Rollout) -> CanaryLimits:
+    """The limits that the settings name."""
+    return CanaryLimits(
+        min_requests=settings.min_requests,
+        max_error_rate=settings.max_error_rate,
+        max_latency_ratio=settings.max_latency_ratio,
+        max_drift=settings.max_drift,
+    )
 
 
 def judge_canary(champion: Arm, canary: Arm, *, limits: CanaryLimits, is_shadow: bool) -> tuple[Rule, ...]:

@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
-from storyrec.config import Config, load_config
+from storyrec.config import load_config
 from storyrec.errors import ModelError
-from storyrec.storage import Storage, open_storage
+from storyrec.registry import open_registry
 from storyrec.terminal import ConfigOption, print_json
 
 rollout_app = typer.Typer(
@@ -34,9 +34,8 @@ def start(
     from storyrec.promote import set_canary
 
     settings = load_config(config)
-    pointer = set_canary(
-        _registry(settings), version, share=settings.rollout.shares[0] if share is None else share, why=why
-    )
+    share = settings.rollout.shares[0] if share is None else share
+    pointer = set_canary(open_registry(settings.locations), version, share=share, why=why)
     assert pointer.canary is not None
     typer.echo(f"champion {pointer.champion.version}, canary {version} for {pointer.canary.share:.0%} of the users")
 
@@ -44,23 +43,18 @@ def start(
 @rollout_app.command("advance")
 def advance(config: ConfigOption = None) -> None:
     """Take one step: wait, widen the share, or make the canary champion; withdraw it and exit with 2 if it fails."""
-    from storyrec.rollout.checks import CanaryLimits
+    from storyrec.rollout.checks import canary_limits
     from storyrec.rollout.walk import advance
 
     settings = load_config(config)
     walk = settings.rollout
-    registry = _registry(settings)
+    registry = open_registry(settings.locations)
     step = advance(
         registry,
         Path(settings.serving.answers) if settings.serving.answers else None,
         shares=walk.shares,
         min_minutes=walk.min_minutes,
-        limits=CanaryLimits(
-            min_requests=walk.min_requests,
-            max_error_rate=walk.max_error_rate,
-            max_latency_ratio=walk.max_latency_ratio,
-            max_drift=walk.max_drift,
-        ),
+        limits=canary_limits(walk),
         at=datetime.now(UTC),
     )
     print_json(asdict(step))
@@ -78,7 +72,7 @@ def stop(version: VersionArgument, why: WhyOption, config: ConfigOption = None) 
     """Withdraw the canary; no rerun of its day makes it one again."""
     from storyrec.promote import withdraw_canary
 
-    pointer = withdraw_canary(_registry(load_config(config)), version, why=why)
+    pointer = withdraw_canary(open_registry(load_config(config).locations), version, why=why)
     typer.echo(f"champion {pointer.champion.version}, canary none; withdrawn {version}")
 
 
@@ -93,12 +87,8 @@ def manifest(
     from storyrec.registry import read_champion
     from storyrec.rollout.manifest import inference_service
 
-    registry = _registry(load_config(config))
+    registry = open_registry(load_config(config).locations)
     pointer = read_champion(registry)
     if pointer is None:
         raise ModelError("nothing is deployed", where=registry.url, remedy="deploy a model first")
     typer.echo(inference_service(pointer, deployment=deployment), nl=False)
-
-
-def _registry(config: Config) -> Storage:
-    return open_storage(config.locations.registry, s3_endpoint=config.locations.s3_endpoint)

@@ -137,6 +137,13 @@ class Refusal(BaseModel):
     error: str
 
 
+class Readiness(BaseModel):
+    """Whether a bundle serves; `refused`: why the deployed one is not it."""
+
+    ready: bool
+    refused: str | None
+
+
 class Tensor(BaseModel):
     """An input of the Open Inference Protocol."""
 
@@ -175,4 +182,8 @@ REFUSALS: dict[int | str, dict[str, Any]] = {
     413: {"model": Refusal, "description": "The body is too large."},
     "4XX": {"model": Refusal, "description": "Another refusal."},
     503: {"model": Refusal, "description": "No model serves yet."},
+}
+READY: dict[int | str, dict[str, Any]] = {
+    200: {"model": Readiness, "description": "A bundle serves."},
+    503: {"model": Readiness, "description": "No bundle serves yet."},
 }

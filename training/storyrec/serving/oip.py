@@ -7,7 +7,7 @@ from fastapi import APIRouter, Response
 
 from storyrec.serving.answers import Answer
 from storyrec.serving.app import VERSION, respond
-from storyrec.serving.bodies import REFUSALS, InferenceRequest, Tensor
+from storyrec.serving.bodies import READY, REFUSALS, InferenceRequest, Tensor
 from storyrec.serving.body_route import BodyRoute
 from storyrec.serving.recommender import Asked, BadRequest, Recommender
 
@@ -31,20 +31,26 @@ def oip_routes(recommender: Recommender) -> APIRouter:
     async def live() -> dict[str, bool]:
         return {"live": True}
 
-    @routes.get("/v2/health/ready")
-    @routes.get(model_path + "/ready")
+    @routes.get("/v2/health/ready", responses=READY)
+    @routes.get(model_path + "/ready", responses=READY)
     async def ready() -> Response:
         is_ready = models.bundle is not None
         return respond({"ready": is_ready, "refused": models.refused}, status=200 if is_ready else 503)
 
-    @routes.get(model_path + "/versions/{version}/ready", responses=REFUSALS)
+    @routes.get(model_path + "/versions/{version}/ready", responses=REFUSALS | {200: READY[200]})
     async def version_ready(version: str) -> Response:
         models.answering(version)
         return respond({"ready": True, "refused": models.refused})
 
     @routes.get(model_path + "/versions/{version}", responses=REFUSALS)
+    async def model_version(version: str) -> Response:
+        return described(version)
+
     @routes.get(model_path, responses=REFUSALS)
-    async def model(version: str | None = None) -> Response:
+    async def model() -> Response:
+        return described(None)
+
+    def described(version: str | None) -> Response:
         bundle = models.answering(version).bundle
         metadata = {
             "name": MODEL_NAME,

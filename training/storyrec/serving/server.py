@@ -97,15 +97,16 @@ def open_models(config: Config, *, port: int) -> "Split":
     Raises:
         StoryrecError: the registry cannot be read, or the deployed bundle cannot be used.
     """
-    from storyrec.rollout.checks import CanaryLimits
+    from storyrec.registry import open_registry
+    from storyrec.rollout.checks import canary_limits
     from storyrec.serving.new_stories import NewStories
     from storyrec.serving.served import ServedBundle
     from storyrec.serving.split import Split
 
-    settings, locations, rollout = config.serving, config.locations, config.rollout
+    settings, locations = config.serving, config.locations
     slots = [
         ServedBundle(
-            open_storage(locations.registry, s3_endpoint=locations.s3_endpoint),
+            open_registry(locations),
             Path(settings.cache) / f"{port}-{name}",
             follow_canary=settings.follow == "canary",
             new_stories=NewStories(open_storage(settings.stories, s3_endpoint=locations.s3_endpoint))
@@ -114,15 +115,7 @@ def open_models(config: Config, *, port: int) -> "Split":
         )
         for name in (("champion", "canary") if settings.follow == "both" else ("only",))
     ]
-    models = Split(
-        *slots,
-        limits=CanaryLimits(
-            min_requests=rollout.min_requests,
-            max_error_rate=rollout.max_error_rate,
-            max_latency_ratio=rollout.max_latency_ratio,
-            max_drift=rollout.max_drift,
-        ),
-    )
+    models = Split(*slots, limits=canary_limits(config.rollout))
     models.champion.refresh()  # the canary, which may fail, comes with the first look at the pointer
     return models
 
