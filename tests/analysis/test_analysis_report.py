@@ -3,6 +3,7 @@
 import io
 import json
 import shutil
+from collections.abc import Callable
 from datetime import date
 from pathlib import Path
 
@@ -175,3 +176,39 @@ def test_bad_places_are_refused(logs: Path, tmp_path: Path) -> None:
     pq.write_table(pq.read_table(broken).drop_columns(["source"]), broken)
     with pytest.raises(SchemaMismatch, match="column 'source' is missing"):
         analyze_with(data, Config())
+
+
+def test_a_missing_file_of_a_day_is_refused(logs: Path, tmp_path: Path) -> None:
+    data = shutil.copytree(logs, tmp_path / "logs")
+    day = data / "impressions" / "dt=2026-03-03"
+    (day / "part-0.parquet").rename(day / "part-1.parquet")
+    with pytest.raises(DataError, match=r"1 of the day's files are missing: part-0\.parquet") as caught:
+        analyze_with(data, Config())
+    assert caught.value.where == str(day)
+
+
+def not_text(path: Path) -> None:
+    """Write titles that are no UTF-8."""
+    stories = pq.read_table(path, partitioning=None)
+    said = pa.array([b"\xff\xfe tea"] * len(stories))
+    titles = pa.Array.from_buffers(pa.string(), len(said), said.buffers())
+    pq.write_table(stories.set_column(stories.schema.get_field_index("title"), "title", titles), path)
+
+
+def damaged(path: Path) -> None:
+    """Overwrite the head of every page of the titles: what it is of, and how long."""
+    column = pq.read_metadata(path).row_group(0)
+    place = next(column.column(i) for i in range(column.num_columns) if column.column(i).path_in_schema == "title")
+    content = bytearray(path.read_bytes())
+    start = place.dictionary_page_offset or place.data_page_offset
+    content[start : start + place.total_compressed_size] = b"\x0e" * place.total_compressed_size
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("spoil", [not_text, damaged])
+def test_damage_behind_a_files_footer_is_refused(logs: Path, tmp_path: Path, spoil: Callable[[Path], None]) -> None:
+    data = shutil.copytree(logs, tmp_path / "logs")
+    spoil(data / "stories" / "dt=2026-03-03" / "part-0.parquet")
+    with pytest.raises(DataError, match="a file of the logs is damaged") as caught:
+        analyze_with(data, Config())
+    assert caught.value.where == str(data)
