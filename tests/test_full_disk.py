@@ -1,10 +1,13 @@
 """Steps whose disk is full halfway: one clear error, the old state stays, and the same command finishes later."""
 
+import subprocess
+import sys
 from collections.abc import Callable
 from datetime import date, timedelta
 from pathlib import Path
 
 import pytest
+import tomli_w
 
 from builders import planted_config, write_validated
 from full_disk import full_disk
@@ -13,7 +16,7 @@ from storyrec.analysis.report import write_analysis
 from storyrec.config import Config, Locations, load_config
 from storyrec.data.build import build_dataset
 from storyrec.data.dataset import Dataset
-from storyrec.errors import StorageError
+from storyrec.errors import EXIT_CODE, StorageError
 from storyrec.logs.simulate import simulate
 from storyrec.logs.validate import validate_logs
 
@@ -75,6 +78,27 @@ def test_build_dataset_keeps_the_old_one(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
     build_dataset(config, day=day, out=out)
     assert Dataset.load(out).day == day
+
+
+def test_build_dataset_says_that_a_disk_is_full_whose_files_may_have_holes(tmp_path: Path) -> None:
+    """A limit on files, as above, is met when one grows; a full disk only when a page of the map is touched."""
+    config = planted_config(tmp_path)
+    day = write_validated(tmp_path, num_users=20, num_days=4, items_per_day=100)
+    build_dataset(config, day=day, out=tmp_path / "whole")
+    largest = max(path.stat().st_size for path in (tmp_path / "whole").iterdir())
+    settings, disk = tmp_path / "my.toml", tmp_path / "disk"
+    settings.write_text(tomli_w.dumps(config.model_dump(mode="json")))
+    disk.mkdir()
+    build = f"{sys.executable} -m storyrec.cli build-dataset --day {day} --config {settings} --out {disk}/dataset"
+    mount = f"mount -t tmpfs -o size={largest // 2} tmpfs {disk}"
+    again = f"mount -o remount,size=1g {disk} && {build} && ls {disk}"
+    script = f"{mount} || exit 99; {build}; echo rc $?; ls -A {disk}; {again}"
+    # the disk is there for these commands alone
+    done = subprocess.run(["unshare", "--mount", "--map-root-user", "sh", "-c", script], capture_output=True, text=True)
+    if done.returncode == 99 or "unshare" in done.stderr:
+        pytest.skip(f"no disk may be mounted here: {done.stderr.strip()}")
+    assert done.stdout.splitlines() == [f"rc {EXIT_CODE}", "dataset"], done.stderr
+    assert "storyrec: cannot write this path: No space left on device" in done.stderr
 
 
 def test_analyze_keeps_the_old_page(tmp_path: Path) -> None:

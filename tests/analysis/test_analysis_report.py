@@ -1,10 +1,13 @@
 """The analysis of whole marketplaces: what it agrees with, what may be missing, what it writes and refuses."""
 
+import io
 import json
 import shutil
+from collections.abc import Callable
 from datetime import date
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -12,7 +15,16 @@ from rich.console import Console
 
 from builders import planted_config, write_validated
 from storyrec.analysis.analyze import Document, analyze
-from storyrec.analysis.report import JSON, PAGE, print_analysis, render_analysis, write_analysis
+from storyrec.analysis.plots import MIN_SHOWN, plot_rates
+from storyrec.analysis.report import (
+    JSON,
+    MARKDOWN,
+    PAGE,
+    markdown_analysis,
+    print_analysis,
+    render_analysis,
+    write_analysis,
+)
 from storyrec.config import Config
 from storyrec.data.build import build_dataset
 from storyrec.errors import DataError, MissingPartition, SchemaMismatch
@@ -77,8 +89,40 @@ def test_a_simulated_marketplace_with_its_faults(logs: Path, tmp_path: Path) -> 
     assert page.count("<svg") == 8
     assert "5,083,833" in page
     assert f"{found['table_1']['here']['test']['instances']:,}" in page
-    console = Console(width=160, record=True, quiet=True)
+    console = Console(width=160, record=True, file=io.StringIO())
     print_analysis(found, console=console)
+    printed = console.export_text()
+    for table in ("Table I", "Table III, sequences", "Click rate by hour, UTC", "Click rate by sequence length"):
+        assert f"{table} " in printed
+        assert f"| {table} |" in (tmp_path / "out" / MARKDOWN).read_text()
+
+
+def test_rates_and_lengths_are_printed_as_numbers(logs: Path) -> None:
+    found = analyze_with(logs, Config())
+    table = {line.split(" | ")[0]: line for line in markdown_analysis(found).splitlines()}
+    rates = found["click_rates"]
+    hour = rates["hour"][-1]
+    assert table[f"| {hour['value']}"].startswith(
+        f"| {hour['value']} | {hour['shown']:,} | {100 * hour['click_rate']:.2f} % |"
+    )
+    assert sum(rate["shown"] for rate in rates["hour"]) == sum(rate["shown"] for rate in rates["day"])
+    longest = rates["product_length"][-1]
+    assert table["| 20"].endswith(f"| {longest['shown']:,} | {100 * longest['click_rate']:.2f} % |")
+    words = [
+        np.repeat(range(len(counts)), counts)
+        for counts in (found["titles"][name]["lengths"] for name in ("story", "product"))
+    ]
+    quantiles = [
+        " / ".join(f"{np.quantile(one, share, method='inverted_cdf')}" for share in (0.05, 0.5, 0.95)) for one in words
+    ]
+    assert table["| words in a title, 5, 50 and 95 %"].endswith(f"| {quantiles[0]} | {quantiles[1]} |")
+
+
+def test_rates_of_a_few_impressions_are_not_drawn() -> None:
+    many = [{"value": value, "shown": MIN_SHOWN, "clicked": 3, "click_rate": 0.1} for value in range(5)]
+    few = {"value": 5, "shown": MIN_SHOWN - 1, "clicked": MIN_SHOWN - 1, "click_rate": 1.0}
+    assert plot_rates({"all": [*many, few]}, xlabel="hour") == plot_rates({"all": many}, xlabel="hour")
+    assert plot_rates({"all": [few]}, xlabel="hour") is None
 
 
 def test_what_is_missing_is_none(tmp_path: Path) -> None:
@@ -132,3 +176,39 @@ def test_bad_places_are_refused(logs: Path, tmp_path: Path) -> None:
     pq.write_table(pq.read_table(broken).drop_columns(["source"]), broken)
     with pytest.raises(SchemaMismatch, match="column 'source' is missing"):
         analyze_with(data, Config())
+
+
+def test_a_missing_file_of_a_day_is_refused(logs: Path, tmp_path: Path) -> None:
+    data = shutil.copytree(logs, tmp_path / "logs")
+    day = data / "impressions" / "dt=2026-03-03"
+    (day / "part-0.parquet").rename(day / "part-1.parquet")
+    with pytest.raises(DataError, match=r"1 of the day's files are missing: part-0\.parquet") as caught:
+        analyze_with(data, Config())
+    assert caught.value.where == str(day)
+
+
+def not_text(path: Path) -> None:
+    """Write titles that are no UTF-8."""
+    stories = pq.read_table(path, partitioning=None)
+    said = pa.array([b"\xff\xfe tea"] * len(stories))
+    titles = pa.Array.from_buffers(pa.string(), len(said), said.buffers())
+    pq.write_table(stories.set_column(stories.schema.get_field_index("title"), "title", titles), path)
+
+
+def damaged(path: Path) -> None:
+    """Overwrite the head of every page of the titles: what it is of, and how long."""
+    column = pq.read_metadata(path).row_group(0)
+    place = next(column.column(i) for i in range(column.num_columns) if column.column(i).path_in_schema == "title")
+    content = bytearray(path.read_bytes())
+    start = place.dictionary_page_offset or place.data_page_offset
+    content[start : start + place.total_compressed_size] = b"\x0e" * place.total_compressed_size
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("spoil", [not_text, damaged])
+def test_damage_behind_a_files_footer_is_refused(logs: Path, tmp_path: Path, spoil: Callable[[Path], None]) -> None:
+    data = shutil.copytree(logs, tmp_path / "logs")
+    spoil(data / "stories" / "dt=2026-03-03" / "part-0.parquet")
+    with pytest.raises(DataError, match="a file of the logs is damaged") as caught:
+        analyze_with(data, Config())
+    assert caught.value.where == str(data)

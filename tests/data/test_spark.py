@@ -1,7 +1,10 @@
 """Spark against this machine: the same instances of the same logs."""
 
 import importlib.util
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -11,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import tomli_w
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -18,7 +22,7 @@ from builders import FIRST_DAY, planted_config, write_partition, write_report, w
 from storyrec.config import Config, update_config
 from storyrec.data.build import build_dataset
 from storyrec.data.spark import open_session
-from storyrec.errors import DataError, PlatformError
+from storyrec.errors import EXIT_CODE, DataError, PlatformError
 from storyrec.features.sequences import midnight_us
 
 if TYPE_CHECKING:
@@ -133,12 +137,35 @@ def test_training_days_of_one_time_are_refused(tmp_path: Path) -> None:
     assert not list(tmp_path.glob(".spark-*"))
 
 
-def test_a_spark_that_does_not_start_is_a_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    from pyspark.sql import SparkSession
+@pytest.mark.parametrize(
+    ("master", "java_home", "said"),
+    [
+        ("spark://127.0.0.1", None, "Invalid master URL"),
+        ("local[2]", "nowhere", "Java gateway process exited"),
+    ],
+)
+def test_a_spark_that_does_not_start_is_a_clear_error(
+    tmp_path: Path, master: str, java_home: str | None, said: str
+) -> None:
+    """In a process of its own, where no session runs."""
+    write_validated(tmp_path, num_users=4, num_days=3)
+    config = update_config(planted_config(tmp_path), {"spark": {"master": master}})
+    (tmp_path / "my.toml").write_text(tomli_w.dumps(config.model_dump(mode="json")))
+    command = ["build-dataset", f"--day={LAST_DAY}", f"--out={tmp_path}/dataset", f"--config={tmp_path}/my.toml"]
+    done = subprocess.run(
+        [sys.executable, "-m", "storyrec.cli", *command],
+        env=os.environ | ({"JAVA_HOME": str(tmp_path / java_home)} if java_home else {}),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == EXIT_CODE
+    assert said in done.stderr.split("storyrec: Spark does not start: ")[1].splitlines()[0]
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "dataset").exists()
+    assert not list(tmp_path.glob(".spark-*"))
 
-    def refuse(self: object) -> None:
-        raise OSError("no Java here")
 
-    monkeypatch.setattr(SparkSession.Builder, "getOrCreate", refuse)
-    with pytest.raises(PlatformError, match="no Java here"), open_session("local[2]", conf=CONF):
-        pass
+def test_a_spark_that_fails_midway_is_a_clear_error(session: "SparkSession", tmp_path: Path) -> None:
+    (tmp_path / "cut.parquet").write_bytes(b"PAR1 and no more")
+    with pytest.raises(PlatformError, match="Spark failed midway"), open_session("local[2]", conf=CONF) as session:
+        session.read.parquet(str(tmp_path / "cut.parquet")).count()

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 from marketplace import DAY, Market, at, cover, make_rows, to_table
 
-from storyrec.errors import SchemaMismatch
+from storyrec.errors import DataError, SchemaMismatch
 from storyrec.logs.partitions import encode, partition_key, quarantine_schema, read_partition
 from storyrec.logs.validate import validate_logs
 
@@ -86,6 +86,26 @@ def test_times_without_a_zone_are_refused(market: Market) -> None:
     ) as caught:
         validate_logs(market.config, day=DAY)
     assert caught.value.expected == "clicked_at: timestamp[us, tz=UTC]"
+
+
+def no_text(titles: pa.ChunkedArray) -> pa.Array:
+    """Titles the first of which is bytes that are no UTF-8, which Parquet stores without a look."""
+    said = pa.array([b"\xff\xfe tea", *(title.encode() for title in titles.to_pylist()[1:])])
+    return pa.Array.from_buffers(pa.string(), len(said), said.buffers())
+
+
+def test_titles_that_are_no_text_are_an_error_that_names_the_file(market: Market) -> None:
+    market.write(DAY, make_rows(DAY))
+    rows = to_table("stories", make_rows(DAY)["stories"])
+    key = partition_key("stories", DAY)
+    place = rows.schema.get_field_index("title")
+    market.logs.write(key, encode(rows.set_column(place, "title", no_text(rows["title"]))))
+    with pytest.raises(DataError, match="Invalid UTF8") as caught:
+        validate_logs(market.config, day=DAY)
+    assert caught.value.where == f"{market.logs.url}/{key}"
+    assert market.work.list("validated/") == []
+    market.write(DAY, make_rows(DAY))
+    assert validate_logs(market.config, day=DAY).tables["stories"].valid == len(rows)
 
 
 def test_bots_unknown_items_and_odd_covers_go_to_the_quarantine(make_market: Callable[..., Market]) -> None:

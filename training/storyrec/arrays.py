@@ -1,5 +1,6 @@
 """Dataclasses of arrays as .npy files, one a field: `<name>.<field>.npy`; texts as Arrow files."""
 
+import os
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -94,11 +95,16 @@ def load_table(path: Path) -> pa.Table:
 
 
 def new_array(path: Path, shape: tuple[int, ...], dtype: npt.DTypeLike) -> None:
-    """A file of zeros."""
+    """A file of zeros that has its room on the disk: a map into a hole of a full one would kill the process.
+
+    Raises:
+        OSError: the disk is full.
+    """
     with path.open("wb") as file:
         descr = np.lib.format.dtype_to_descr(np.dtype(dtype))
         np.lib.format.write_array_header_1_0(file, {"descr": descr, "fortran_order": False, "shape": shape})
-        file.truncate(file.tell() + int(np.prod(shape)) * np.dtype(dtype).itemsize)
+        file.flush()
+        os.posix_fallocate(file.fileno(), 0, file.tell() + int(np.prod(shape)) * np.dtype(dtype).itemsize)
 
 
 def load_array(path: Path) -> npt.NDArray[Any]:

@@ -4,6 +4,7 @@ Usable are rows that validation would not set aside for what they are: ids and t
 inside their partition's day. Days are numbers since 1970-01-01.
 """
 
+import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from storyrec.analysis.files import TableFiles
-from storyrec.errors import StorageError
+from storyrec.errors import DataError, StorageError
 from storyrec.features.sequences import DAY_US
 from storyrec.logs.partitions import day_number
 
@@ -63,8 +64,12 @@ def open_database(files: Mapping[str, TableFiles]) -> Iterator[duckdb.DuckDBPyCo
     Views `impressions` (day, user_id, story_id, us, clicked, occasion: the request, or the time without one) and
     `product_clicks` (day, user_id, product_id, us). Tables `stories` and `products`: each item once, as its
     newest row has it, in order of id, numbered from 1 on; `mounts` with products of any id, `pairs` with known ones.
+
+    Raises:
+        DataError: a file is damaged behind its footer.
+        StorageError: memory or disk is full, or a file that was read is gone.
     """
-    with open_scratch() as connection:
+    with open_scratch() as connection, _whole_files(files):
         sources = {table: _source(found) for table, found in files.items()}
         connection.execute(_EVENTS.format(day_us=DAY_US, **sources))
         published = _PUBLISHED.format(day_us=DAY_US)
@@ -88,6 +93,21 @@ def open_scratch() -> Iterator[duckdb.DuckDBPyConnection]:
         with duckdb.connect(config=settings) as connection:
             connection.execute("SET enable_progress_bar = false")
             yield connection
+
+
+@contextmanager
+def _whole_files(files: Mapping[str, TableFiles]) -> Iterator[None]:
+    try:
+        yield
+    except duckdb.OperationalError:
+        raise
+    except duckdb.Error as error:  # damage has no class of its own, and its message seldom the file
+        raise DataError(
+            f"a file of the logs is damaged: {str(error).splitlines()[0]}",
+            expected="whole Parquet files, and text in UTF-8",
+            where=os.path.commonpath([path for table in files.values() for path in table.paths]),
+            remedy="`storyrec validate-logs` names the file; write its partition again from its source",
+        ) from error
 
 
 @contextmanager

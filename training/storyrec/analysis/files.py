@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from storyrec.errors import DataError, MissingPartition
 from storyrec.logs.conform import conform
-from storyrec.logs.partitions import list_files
+from storyrec.logs.partitions import find_gap, list_files
 from storyrec.schema import COVER_WIDTH, TABLES
 from storyrec.storage import FolderStorage
 
@@ -50,7 +50,7 @@ def find_files(data: Path) -> dict[str, TableFiles]:
     Raises:
         MissingPartition: a table has no partition.
         SchemaMismatch: a file lacks a column or has another type than the log contract says.
-        DataError: a file is no Parquet file.
+        DataError: a file is no Parquet file, or one of a day's is missing.
     """
     storage = FolderStorage(data)
     listed = {table: list_files(storage, table) for table in TABLES}
@@ -62,6 +62,10 @@ def find_files(data: Path) -> dict[str, TableFiles]:
             where=str(data),
             remedy="name another folder, or make one with `storyrec simulate` or `storyrec import`",
         )
+    for table, files in listed.items():
+        for day, keys in files.items():
+            if gap := find_gap(storage, table, day, keys=keys):
+                raise gap
     return {table: _read_footers(data, table, files) for table, files in listed.items()}
 
 

@@ -1,6 +1,7 @@
 """The pictures of an analysis, as SVG."""
 
 from collections.abc import Sequence
+from datetime import date
 from itertools import pairwise
 from typing import Any
 
@@ -15,6 +16,8 @@ from storyrec.drawing import COLORS, INK, SOFT, bare, svg
 STORY, PRODUCT = COLORS[0], COLORS[1]
 SIZE = (6.2, 3.0)  # inches
 BAR = 0.4
+MIN_SHOWN = 30
+MAX_MARKERS = 60
 Rates = Sequence[dict[str, Any]]
 
 
@@ -82,21 +85,30 @@ def plot_similarity(table: dict[str, Any]) -> markupsafe.Markup:
     return svg(figure)
 
 
-def plot_rates(lines: dict[str, Rates], *, xlabel: str) -> markupsafe.Markup:
-    """Click rates along hours, days or lengths, a line each, with one standard error to either side."""
+def plot_rates(lines: dict[str, Rates], *, xlabel: str) -> markupsafe.Markup | None:
+    """Click rates along hours, days (dates) or lengths, a line each in a band of one standard error to either side.
+
+    Rates of fewer than MIN_SHOWN impressions are left out, for they say nothing and stretch the axis; None if all are.
+    """
+    drawn = {name: [rate for rate in rates if rate["shown"] >= MIN_SHOWN] for name, rates in lines.items()}
+    known = [rate["value"] for rates in drawn.values() for rate in rates]
+    if not known:
+        return None
     figure, axes = _figure()
-    for (name, rates), color in zip(lines.items(), COLORS, strict=False):
-        known = [rate for rate in rates if rate["shown"]]
-        means = np.array([rate["click_rate"] for rate in known])
-        errors = np.sqrt(means * (1 - means) / np.array([rate["shown"] for rate in known]))
-        axes.errorbar([rate["value"] for rate in known], means, yerr=errors, color=color, marker="o", ms=3, label=name)
+    for (name, rates), color in zip(drawn.items(), COLORS, strict=False):
+        values = [rate["value"] for rate in rates]
+        means = np.array([rate["click_rate"] for rate in rates], float)
+        errors = np.sqrt(means * (1 - means) / np.array([rate["shown"] for rate in rates], float))
+        axes.plot(values, means, color=color, marker="o" if len(values) <= MAX_MARKERS else None, ms=3, label=name)
+        axes.fill_between(values, means - errors, means + errors, color=color, alpha=0.2, linewidth=0)
     axes.set_ylim(0, 1.1 * axes.get_ylim()[1])
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     axes.set_xlabel(xlabel)
     axes.set_ylabel("click rate")
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=12, integer=True))
-    if isinstance(known[0]["value"], str):
+    if isinstance(known[0], date):
         axes.tick_params(axis="x", rotation=45)
+    else:
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=12, integer=True))
     if len(lines) > 1:
         axes.legend(frameon=False)
     return svg(figure)

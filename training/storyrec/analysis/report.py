@@ -2,17 +2,20 @@
 
 import json
 from collections.abc import Iterator
+from datetime import date
 from importlib.resources import files
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import jinja2
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 
 from storyrec.analysis.analyze import Document
 from storyrec.analysis.plots import (
+    MIN_SHOWN,
     plot_categories,
     plot_gaps,
     plot_rates,
@@ -65,6 +68,7 @@ def render_analysis(document: Document) -> str:
     template = environment.from_string((files("storyrec") / "templates" / "analysis.html.j2").read_text("utf-8"))
     rates = document["click_rates"]
     lengths = {"story sequence": rates["story_length"], "product sequence": rates["product_length"]}
+    days = [{**rate, "value": date.fromisoformat(rate["value"])} for rate in rates["day"]]
     return template.render(
         data=document["data"],
         columns=COLUMNS,
@@ -74,6 +78,7 @@ def render_analysis(document: Document) -> str:
         table_3=_table_3(document),
         sources=_sources(document),
         gaps=_gaps(document),
+        min_shown=MIN_SHOWN,
         published_gaps=document["figure_3"]["published"],
         categories=document["figure_4"],
         facts={name: _facts(document, name) for name in ("cold_start", "duplicates", "coverage")},
@@ -83,8 +88,8 @@ def render_analysis(document: Document) -> str:
             "gaps": plot_gaps(document["figure_3"]),
             "categories": plot_categories(document["figure_4"]) if document["figure_4"]["categories"] else None,
             "similarity": plot_similarity(document["table_2"]) if sum(document["table_2"]["here"]) else None,
-            "hours": plot_rates({"all days": rates["hour"]}, xlabel="hour of the day, UTC") if rates["hour"] else None,
-            "days": plot_rates({"all hours": rates["day"]}, xlabel="day"),
+            "hours": plot_rates({"all days": rates["hour"] or ()}, xlabel="hour of the day, UTC"),
+            "days": plot_rates({"all hours": days}, xlabel="day"),
             "lengths": plot_rates(lengths, xlabel="clicks in the sequence, test day"),
             "titles": plot_title_lengths(document["titles"]),
         },
@@ -131,6 +136,9 @@ def _grids(document: Document) -> Iterator[tuple[str, list[str], Grid]]:
     yield "Fig. 1, sources", ["", "exposure", "click rate"], _sources(document)
     yield "Fig. 3, clicks in sequences", ["", "story", "product"], _gaps(document)
     yield "Fig. 4, categories", ["", "story", "product"], _categories(document)
+    yield "Click rate by hour, UTC", ["", "impressions", "click rate"], _hours(document)
+    lengths = [f"{domain}, {name}" for domain in ("story", "product") for name in ("impressions", "click rate")]
+    yield "Click rate by sequence length", ["", *lengths], _lengths(document)
     yield "Titles", ["", "story", "product"], _titles(document)
     for title, name in (("Cold start", "cold_start"), ("Duplicates", "duplicates"), ("Coverage", "coverage")):
         rows = _facts(document, name)
@@ -204,14 +212,38 @@ def _categories(document: Document) -> Grid:
     ]
 
 
+def _hours(document: Document) -> Grid:
+    return [[str(rate["value"]), *_rate_cells(rate)] for rate in document["click_rates"]["hour"] or ()]
+
+
+def _lengths(document: Document) -> Grid:
+    """By the number of clicks in the sequence, on the test day."""
+    rates = document["click_rates"]
+    both = zip(rates["story_length"], rates["product_length"], strict=True)
+    return [[str(story["value"]), *_rate_cells(story), *_rate_cells(product)] for story, product in both]
+
+
+def _rate_cells(rate: dict[str, Any]) -> tuple[str, str]:
+    return f"{rate['shown']:,}", _share(rate["click_rate"])
+
+
 def _titles(document: Document) -> Grid:
     titles = document["titles"]
     both = [titles["story"], titles["product"]]
     return [
         ["words in a title, mean", *(_number(one["mean_length"]) for one in both)],
+        ["words in a title, 5, 50 and 95 %", *(_quantiles(one["lengths"]) for one in both)],
         ["new titles on the last day", *(f"{one['num_new']:,}" for one in both)],
         ["of their words unknown", *(_percent(one["num_unknown_words"], one["num_new_words"]) for one in both)],
     ]
+
+
+def _quantiles(counts: list[int]) -> str:
+    """How many words the shortest 5, 50 and 95 % have at most, of the number of titles of 0, 1, ... words."""
+    until = np.cumsum(counts)
+    if not len(until) or not until[-1]:
+        return NONE
+    return " / ".join(str(np.searchsorted(until, share * until[-1])) for share in (0.05, 0.5, 0.95))
 
 
 def _facts(document: Document, name: str) -> Grid:

@@ -180,9 +180,10 @@ def open_session(master: str, *, conf: Mapping[str, str]) -> Iterator["SparkSess
         conf: further settings of Spark's own.
 
     Raises:
-        PlatformError: PySpark or Java is not there, or the master does not answer.
+        PlatformError: PySpark or Java is not there, the master does not answer, or Spark fails midway.
     """
     try:
+        from py4j.protocol import Py4JError
         from pyspark.errors import PySparkException
         from pyspark.sql import SparkSession
     except ImportError as error:
@@ -192,21 +193,32 @@ def open_session(master: str, *, conf: Mapping[str, str]) -> Iterator["SparkSess
         builder = builder.config(key, value)
     try:
         session = builder.getOrCreate()
-    except (PySparkException, OSError) as error:
+    except (PySparkException, Py4JError, OSError) as error:
         raise _no_spark(master, error) from error
     try:
         yield session
+    except (PySparkException, Py4JError) as error:
+        raise PlatformError(
+            f"Spark failed midway: {_said(error)}",
+            where=f"spark.master = {master}",
+            remedy="see what Spark itself printed, mend it, then run the same command again",
+        ) from error
     finally:
         session.stop()
 
 
 def _no_spark(master: str, error: Exception) -> PlatformError:
     return PlatformError(
-        f"Spark does not start: {str(error).splitlines()[0]}",
+        f"Spark does not start: {_said(error)}",
         expected="PySpark (the extra `spark`), Java 17 or later, and a master that answers",
         where=f"spark.master = {master}",
         remedy="install them, correct the address, or leave spark.master empty to work on this machine alone",
     )
+
+
+def _said(error: Exception) -> str:
+    """Without the Java stack; what the gateway says of Java's error stands in its second line."""
+    return " ".join(str(error).splitlines()[:2])
 
 
 def _events(session: "SparkSession", files: Sequence[str], *, time: str, columns: str, since_us: int) -> "DataFrame":

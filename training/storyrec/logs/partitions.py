@@ -100,13 +100,21 @@ def list_files(storage: Storage, table: str, *, prefix: str = "") -> dict[date, 
     return files
 
 
-def missing_parts(keys: Iterable[str]) -> list[str]:
-    """Where a day's files are named part-<n>.parquet, from 0 on: the names that are not there.
+def find_gap(storage: Storage, table: str, day: date, *, keys: Iterable[str]) -> DataError | None:
+    """The error for a day whose files are named part-<n>.parquet, from 0 on, and are not all there.
 
     Names with more than the number, as other writers have, say nothing.
     """
     numbers = {int(match.group(1)) for key in keys if (match := _PART.search(key))}
-    return [f"part-{n}.parquet" for n in range(max(numbers, default=0)) if n not in numbers]
+    missing = [f"part-{n}.parquet" for n in range(max(numbers, default=0)) if n not in numbers]
+    if not missing:
+        return None
+    return DataError(
+        f"{len(missing)} of the day's files are missing: {', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}",
+        expected="files named part-<n>.parquet without a gap from 0 on",
+        where=f"{storage.url}/{table}/dt={day}",
+        remedy="bring the missing files, then run the same command again",
+    )
 
 
 def read_partition(
@@ -259,8 +267,9 @@ def iter_rows(reader: pq.ParquetFile, schema: pa.Schema, *, where: str) -> Itera
     while True:
         with _readable(where):
             batch = next(batches, None)
-        if batch is None:
-            return
+            if batch is None:
+                return
+            batch.validate(full=True)  # or text that is no UTF-8 fails later, far from the file's name
         yield conform(pa.Table.from_batches([batch]).replace_schema_metadata(None), schema, where=where)[0]
 
 

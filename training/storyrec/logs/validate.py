@@ -26,9 +26,9 @@ from storyrec.logs.partitions import (
     NUM_READERS,
     Partitions,
     day_number,
+    find_gap,
     list_files,
     missing_partition,
-    missing_parts,
     read_days,
     read_footer,
 )
@@ -131,20 +131,11 @@ def _read(logs: Storage, files: Files, days: Sequence[date]) -> dict[str, Partit
     """Read days for judging: without covers. A day whose files are not all there is a problem, as an unreadable one."""
     read = {}
     for table in TABLES:
-        missing = {day: missing_parts(files[table].get(day, ())) for day in days}
-        gaps = {day: _gap(logs, table, day, missing=names) for day, names in missing.items() if names}
+        found = {day: find_gap(logs, table, day, keys=files[table].get(day, ())) for day in days}
+        gaps = {day: gap for day, gap in found.items() if gap}
         part = read_days(logs, table, set(days) - set(gaps), files=files[table], prepare=measure_covers)
         read[table] = replace(part, problems={**part.problems, **gaps})
     return read
-
-
-def _gap(logs: Storage, table: str, day: date, *, missing: Sequence[str]) -> DataError:
-    return DataError(
-        f"{len(missing)} of the day's files are missing: {', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}",
-        expected="files named part-<n>.parquet without a gap from 0 on",
-        where=f"{logs.url}/{table}/dt={day}",
-        remedy="bring the missing files, then run the same command again",
-    )
 
 
 def _first_batch(logs: Storage, files: Files, days: Sequence[date]) -> Sequence[date]:
