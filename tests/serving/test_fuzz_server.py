@@ -66,7 +66,8 @@ def ask_examples(operation: "APIOperation[Any, Any, Any, Any]", *, known: dict[s
     return len(statuses)
 
 
-@pytest.mark.parametrize("num_examples", [10, pytest.param(300, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("num_examples", [10, 300])
 def test_every_route_answers_as_described(champion: ServedBundle, num_examples: int) -> None:
     assert champion.bundle is not None
     parts = {"version": champion.bundle.version, "product_id": 500_003}
