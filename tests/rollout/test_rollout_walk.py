@@ -153,8 +153,9 @@ def test_without_an_answer_log_a_canary_cannot_be_judged(place: Place) -> None:
     assert place.state == (place.first, place.second, 0.0)
 
 
-def test_a_step_that_was_overtaken_changes_nothing(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    since = place.start(0.25)
+@pytest.mark.parametrize("share", [0.05, 0.25])  # would be widened, would be the champion
+def test_a_step_that_was_overtaken_changes_nothing(place: Place, monkeypatch: pytest.MonkeyPatch, share: float) -> None:
+    since = place.start(share)
     for version in (place.first, place.second):
         place.log(version, 60, at=since)
 
