@@ -21,7 +21,7 @@ from storyrec.errors import ModelError, StorageError
 from storyrec.evaluate import evaluate_model
 from storyrec.gate.bless import bless_model
 from storyrec.manifest import seal_folder
-from storyrec.promote import promote, withdraw_canary
+from storyrec.promote import promote, set_canary, withdraw_canary
 from storyrec.registry import fetch_bundle, push_bundle, read_champion, rollback, switch_champion
 from storyrec.storage import FolderStorage, Storage, open_storage
 from trained import World
@@ -187,6 +187,29 @@ def test_by_canary_a_successor_serves_beside_the_champion_until_it_is_promoted_o
     assert third.deploy(place).status == "in rollout"
     promote(place.registry, third.version, why="good")
     assert third.deploy(place).status == "already deployed"
+
+
+def test_a_canary_that_saw_too_little_traffic_gives_way_to_the_next_days(
+    place: Place, packed: Path, tmp_path: Path
+) -> None:
+    first = make_run(place, packed, tmp_path / "1", day=DAYS[0], champion=None)
+    first.deploy(place)
+    place = replace(place, config=place.config.model_copy(update={"rollout": Rollout(by_canary=True)}))
+    second = make_run(place, packed, tmp_path / "2", day=DAYS[1], champion=first.version)
+    second.deploy(place)
+    set_canary(place.registry, second.version, share=0.25, why="it did well")
+    third = make_run(place, packed, tmp_path / "3", day=DAYS[2], champion=first.version)
+    outcome = third.deploy(place)
+    assert (outcome.status, outcome.champion) == ("in rollout", first.version)
+    pointer = read_champion(place.registry)
+    assert pointer is not None
+    assert pointer.canary is not None
+    assert (pointer.canary.version, pointer.canary.share) == (third.version, 0.0)  # it begins at the beginning
+    assert pointer.canary.since == pointer.canary.deployed_at
+    assert (pointer.champion.version, pointer.withdrawn) == (first.version, ())  # the one before did nothing wrong
+    again = second.deploy(place)
+    assert (again.status, again.champion) == ("not deployed", first.version)
+    assert again.reasons[0] == f"the canary {third.version} is of {DAYS[2]}, a later day"
 
 
 def test_a_worse_challenger_leaves_the_pointer_and_pushes_nothing(place: Place, packed: Path, tmp_path: Path) -> None:

@@ -237,8 +237,8 @@ def test_the_report_holds_the_picture_of_what_was_attended_to(evaluation: Path) 
     assert f'src="data:image/png;base64,{b64encode(picture).decode()}"' in render_report(evaluation)
 
 
-def gain_rule(name: str, *, passed: bool, lower: float) -> dict[str, object]:
-    figures = {"estimate": 0.001, "lower": lower, "upper": 0.006, "detectable": 0.007, "confidence": 0.95}
+def gain_rule(name: str, *, passed: bool, lower: float, upper: float = 0.006) -> dict[str, object]:
+    figures = {"estimate": 0.001, "lower": lower, "upper": upper, "detectable": 0.007, "confidence": 0.95}
     rest = {"num_users": 321, "champion": 0.6, "judged": True}
     return {"name": name, "passed": passed, "figures": figures | rest, "threshold": -0.01, "reason": name}
 
@@ -269,6 +269,22 @@ def test_the_report_is_one_page_that_names_the_figures_and_the_verdict(evaluatio
     assert "http" not in page.replace("http://www.w3.org", "").replace("http://purl.org", "").replace(
         "http://creativecommons.org", ""
     ).replace("https://matplotlib.org", "")
+
+
+@pytest.mark.parametrize("blessed", [True, False])
+def test_the_report_says_what_else_is_surely_better_or_worse(evaluation: Path, blessed: bool) -> None:
+    rules = [
+        gain_rule("per_user_auc_against_champion", passed=True, lower=-0.001),
+        gain_rule("ndcg_against_champion", passed=True, lower=0.001),
+        gain_rule("log_loss_against_champion", passed=blessed, lower=-0.002, upper=-0.001),
+        gain_rule("calibration_against_champion", passed=True, lower=-0.002, upper=0.001),
+    ]
+    page = " ".join(render_report(evaluation, verdict={"blessed": blessed, "rules": rules}).split())
+    assert "It is surely better in putting the clicked story near the top (NDCG)." in page
+    allowed = ", but by less than the gate allows" if blessed else ""
+    assert f"It is surely worse in the click probabilities it gives (log loss){allowed}. </p>" in page
+    unjudged = {"name": "ndcg_against_champion", "passed": False, "figures": {}, "reason": "no champion's scores"}
+    assert "surely" not in render_report(evaluation, verdict={"blessed": False, "rules": [rules[0], unjudged]})
 
 
 def test_nothing_but_the_simulator_and_the_oracle_line_knows_where_the_truth_is() -> None:

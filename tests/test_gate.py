@@ -144,8 +144,12 @@ def test_a_loss_for_some_is_seen_in_their_slice_alone(evaluated: Evaluated, judg
     assert failed(verdict) == [f"slice: {SLICES[3]}"]
     assert SLICES[3] in verdict.reasons[0]
     assert rule(verdict, f"slice: {SLICES[0]}")["estimate"] == 0
-    small = judge(evaluated, per_user_auc=loose, ndcg=loose, log_loss=loose, calibration=loose, min_slice_users=200)
-    assert failed(small) == []
+    num_users = int(rule(verdict, f"slice: {SLICES[3]}")["num_users"])
+    enough, small = (
+        judge(evaluated, per_user_auc=loose, ndcg=loose, log_loss=loose, calibration=loose, min_slice_users=needed)
+        for needed in (num_users, num_users + 1)
+    )
+    assert (failed(enough), failed(small)) == ([f"slice: {SLICES[3]}"], [])
     assert rule(small, f"slice: {SLICES[3]}")["judged"] is False
     assert rule(small, f"slice: {SLICES[3]}")["estimate"] < -0.03
     assert "too few to be judged" in " ".join(small.reasons)

@@ -38,11 +38,12 @@ def test_the_server_answers_golden_requests_as_offline_scoring_does(
     json.dumps(asdict(seen))
 
 
+@pytest.mark.parametrize("wrong", [0.01, np.nan])
 def test_a_difference_between_served_and_offline_scores_is_found(
-    world: World, packed: Path, scores: np.ndarray
+    world: World, packed: Path, scores: np.ndarray, wrong: float
 ) -> None:
-    seen = rehearse(packed, data=world.data, scores_B=scores + 0.01)
-    assert seen.largest_difference == pytest.approx(0.01, abs=1e-5)
+    seen = rehearse(packed, data=world.data, scores_B=scores + wrong)
+    assert seen.largest_difference == pytest.approx(wrong, abs=1e-5, nan_ok=True)
 
 
 @pytest.mark.parametrize("damage", ["changed", "nan", "no ranker"])

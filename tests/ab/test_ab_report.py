@@ -111,6 +111,9 @@ def test_the_chi_square_is_that_of_the_textbook() -> None:
     ratio = judge(observed).sample_ratio
     assert (ratio.num_control, ratio.num_treatment, ratio.met_treatment[-1]) == (700, 800, 800)
     assert ratio.p_value == pytest.approx(0.009823, rel=1e-3)  # chi-square 100^2 / 1500 = 6.667, one degree
+    assert not ratio.is_mismatch  # one test in a hundred is so by chance
+    farther = judge(replace(observed, is_treatment_U=np.arange(1_500) < 820)).sample_ratio
+    assert farther.is_mismatch  # chi-square 140^2 / 1500 = 13.07, three in ten thousand
 
 
 def test_arms_that_differed_before_are_warned_of() -> None:

@@ -1,6 +1,7 @@
 """Clicks as they happen: through Feast's own server on a real Redis, and from files."""
 
 import json
+import socket
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -39,6 +40,12 @@ def asked(server: Server, path: str, token: str | None) -> int:
         },
     }
     return server.client.post(path, json=bodies[path], headers=headers).status_code
+
+
+def test_a_client_that_never_ends_its_headers_is_hung_up_on(server: Server) -> None:
+    with socket.create_connection((server.client.base_url.host, server.client.base_url.port), timeout=20) as client:
+        client.sendall(b"GET /health HTTP/1.1\r\nHost: here\r\n")
+        assert client.recv(65_536).startswith(b"HTTP/1.1 408 ")
 
 
 def test_a_role_does_what_it_may_and_nobody_else_does_anything(server: Server) -> None:

@@ -124,6 +124,7 @@ def test_explained_weights_are_the_heads_attention(champion: ServedBundle) -> No
         ("rank", {"user_id": 1, "candidates": ["1"]}, 400, "candidates.0"),
         ("rank", {"user_id": 2**63, "candidates": [1]}, 400, "less than"),
         ("rank", {"user_id": 1, "candidates": [1], "now_us": -1}, 400, "now_us"),
+        ("rank", {"user_id": 1, "candidates": [1], "now_us": 1_773_057_600_000_000_000}, 400, "now_us"),  # nanoseconds
         ("rank", {"user_id": 1, "candidates": [1], "candidate": 2}, 400, "Extra inputs"),
         ("rank", {"user_id": 1, "candidates": [1], "request_id": "x" * 201}, 400, "request_id"),
         ("rank", {"story_clicks": [{"item_id": 1}], "candidates": [1]}, 400, "clicked_us"),
@@ -150,6 +151,22 @@ def test_a_body_full_of_wrong_values_is_one_error(champion: ServedBundle) -> Non
         refused = client.post(INFER, json=tensor)
     assert answer.json()["error"].count("candidates.") == 1
     assert (refused.status_code, "shape" in refused.json()["error"]) == (400, True)
+
+
+def test_of_clocks_that_differ_the_requests_counts(champion: ServedBundle) -> None:
+    stories, products = clicks_of(champion)  # the newest is an hour old
+    with client_of(champion, sequences=lambda user: (stories, products)) as client:
+
+        def ask(now_us: int) -> tuple[float | None, list[int]]:
+            asked = {"user_id": 7, "candidate": 1_000, "now_us": now_us}
+            answer = client.post("/v1/explain", json=asked).json()
+            return answer["sequence_age_seconds"], [click["item_id"] for click in answer["story_clicks"]]
+
+        ids = np.asarray(stories.item_ids_C).tolist()
+        assert ask(NOW_US) == (3_600, ids)
+        assert ask(NOW_US + HOUR_US) == (7_200, ids)  # ahead: the same clicks, older
+        assert ask(NOW_US - 2 * HOUR_US) == (3 * 3_600, ids[:2])  # behind: what is yet to come does not count
+        assert ask(253_402_300_799_999_999) == (None, [])  # so far ahead that all is out of the windows
 
 
 def test_a_lone_surrogate_is_refused_and_not_a_crash(champion: ServedBundle) -> None:

@@ -7,7 +7,7 @@ import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -209,13 +209,20 @@ def test_a_new_champion_takes_over_and_its_predecessor_after_a_rollback(
     assert champion.refresh()
     assert champion.bundle is not None
     assert champion.bundle.version == second
-    assert {path.name for path in champion.cache.iterdir()} == {second, f"{second}.neighbours"}
     assert first is not None
     first.probe()  # a request in flight goes on with the bundle that it began with
     assert not champion.refresh()
+    third = deploy(champion.registry, packed, tmp_path / "third", day=date(2026, 3, 6))
+    assert champion.refresh()
+    assert {path.name for path in champion.cache.iterdir()} == {
+        name for version in (second, third) for name in (version, f"{version}.neighbours")
+    }
+    for key in champion.registry.list("bundles/"):  # a rollback waits for nothing to be fetched
+        if not key.endswith("manifest.json"):
+            champion.registry.delete(key)
     rollback(champion.registry)
     assert champion.refresh()
-    assert champion.bundle.version == first.version
+    assert champion.bundle.version == second
 
 
 def test_a_server_that_follows_the_canary_serves_it_and_else_the_champion(

@@ -122,6 +122,18 @@ def test_each_answer_is_held_against_the_store_of_its_moment(built: World, tmp_p
     assert {difference.user_id for difference in broken.differences} == {3}
 
 
+def test_a_server_whose_clock_is_ahead_is_counted_and_spoils_nothing(built: World, tmp_path: Path) -> None:
+    moment = at(3)
+    sequences = {domain: built.sequence(domain, user=3, before=moment) for domain in ("story", "product")}
+    ahead = [answer(3, moment + timedelta(hours=1), sequences) for _ in range(3)]
+    write(tmp_path / "answers", [answer(3, moment, sequences), *ahead])
+    found = check_skew(tmp_path / "answers", catalog=catalog_of(built), now=moment + timedelta(minutes=1))
+    assert (found.num_answers, found.num_compared, found.num_ahead, found.equal) == (4, 1, 3, 2)
+    write(tmp_path / "alone", ahead)
+    with pytest.raises(DataError, match=f"until {moment:%Y-%m-%d}"):
+        check_skew(tmp_path / "alone", catalog=catalog_of(built), now=moment)
+
+
 def test_the_command_ends_with_2_where_a_sequence_differs(built: World, tmp_path: Path) -> None:
     save_config(built.config, tmp_path / "settings.toml")
     moment = at(2)

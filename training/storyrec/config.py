@@ -240,7 +240,7 @@ class Serving(Section):
     max_candidates: int = Field(5_000, ge=1)  # of one request
     max_clicks: int = Field(1_000, ge=1)  # of one domain, where they come with the request
     max_body_kilobytes: int = Field(1_000, ge=1)
-    body_seconds: float = Field(5.0, gt=0)  # how long a request's body may take to arrive
+    body_seconds: float = Field(5.0, gt=0)  # how long a request's headers may take to arrive, and its body
 
 
 class FeatureServer(Section):

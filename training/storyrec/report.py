@@ -32,6 +32,11 @@ FIGURES = (
     ("click_rate", "click rate"),
     ("mean_score", "mean score"),
 )
+BESIDE_AUC = {
+    "ndcg_against_champion": "putting the clicked story near the top (NDCG)",
+    "log_loss_against_champion": "the click probabilities it gives (log loss)",
+    "calibration_against_champion": "how these meet the click rates (calibration)",
+}
 
 
 def render_report(
@@ -62,10 +67,12 @@ def render_report(
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string((files("storyrec") / "templates" / "report.html.j2").read_text("utf-8"))
     training = evaluation["challenger"]["training"]
+    rules = {rule["name"]: rule for rule in verdict["rules"]} if verdict else {}
     return template.render(
         evaluation=evaluation,
         verdict=verdict,
-        rules={rule["name"]: rule for rule in verdict["rules"]} if verdict else {},
+        rules=rules,
+        beyond_chance=_beyond_chance(rules),
         slice_rule=SLICE,
         validation=validation,
         columns=columns,
@@ -81,6 +88,15 @@ def render_report(
             "gains": plot_gains(verdict) if verdict else None,
         },
     )
+
+
+def _beyond_chance(rules: Mapping[str, Document]) -> dict[str, list[str]]:
+    """What else the challenger is better or worse at than the champion, of what chance does not explain."""
+    bounds = {name: rules[name]["figures"] for name in BESIDE_AUC if rules.get(name, {}).get("figures")}
+    return {
+        "better": [BESIDE_AUC[name] for name, found in bounds.items() if found["lower"] > 0],
+        "worse": [BESIDE_AUC[name] for name, found in bounds.items() if found["upper"] < 0],
+    }
 
 
 def _named_figures(metrics: Document) -> list[tuple[str, str]]:

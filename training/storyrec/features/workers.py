@@ -1,8 +1,9 @@
 """The processes of the feature server: Feast's, under gunicorn, which replaces one that dies."""
 
 import gc
+from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 from feast import FeatureStore
 from feast import metrics as feast_metrics
@@ -14,12 +15,24 @@ from feast.permissions.server.utils import (
     init_security_manager,
     str_to_auth_manager_type,
 )
+from uvicorn_worker import UvicornWorker
 
 from storyrec.features.read_app import ReadApp
+from storyrec.serving.connection import Connection
 
 REGISTRY_SECONDS = 60
 """So old may be what the server knows of the definitions."""
 KEEP_ALIVE_SECONDS = 30
+HEADER_SECONDS = 5
+
+
+class Worker(UvicornWorker):
+    """A process that hangs up on clients whose headers do not come."""
+
+    CONFIG_KWARGS: ClassVar[dict[str, Any]] = {
+        **UvicornWorker.CONFIG_KWARGS,
+        "http": partial(Connection, header_seconds=HEADER_SECONDS),
+    }
 
 
 class Workers(FeastServeApplication):  # type: ignore[misc]
@@ -28,6 +41,7 @@ class Workers(FeastServeApplication):  # type: ignore[misc]
     def load_config(self) -> None:
         super().load_config()  # type: ignore[no-untyped-call]
         self.cfg.set("post_fork", self._forked)
+        self.cfg.set("worker_class", Worker)
 
     def load(self) -> ReadApp:
         gc.freeze()  # Feast's many modules are not looked through again and again, which takes a tenth of a second

@@ -117,7 +117,7 @@ class ServedBundle:
         try:
             with one_writer(self.cache.with_name(f"{self.cache.name}.lock")):
                 served = self._open(version)
-                self._forget_others(version)
+                self._forget_all_but(version)
         except StoryrecError as error:
             self.refused = f"{version}: {error.found}"
             BUNDLE_LOADS.labels("refused").inc()
@@ -155,8 +155,11 @@ class ServedBundle:
             index = StoryIndex.load(index_folder, version=version)
         return Served(bundle, index, Stories(bundle.stories, no_stories(bundle)), _best_for_nobody(bundle))
 
-    def _forget_others(self, version: str) -> None:
-        kept = {version, f"{version}{INDEX_SUFFIX}"}
+    def _forget_all_but(self, version: str) -> None:
+        # where a rollback or a withdrawal leads finds its bundle here
+        named = (self.pointer.champion, self.pointer.previous) if self.pointer else ()
+        versions = {version, *(champion.version for champion in named if champion is not None)}
+        kept = versions | {f"{version}{INDEX_SUFFIX}" for version in versions}
         for other in self.cache.iterdir():
             if other.name not in kept:
                 shutil.rmtree(other, ignore_errors=True)  # requests in flight keep the files open

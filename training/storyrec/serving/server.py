@@ -60,7 +60,9 @@ def serve_with(config: Config, *, sequences: "Callable[[], Sequences | None]") -
         version = models.bundle.version if models.bundle else "no champion yet"
         print(f"storyrec: http://{settings.host}:{port} serves {version}", flush=True)
         if settings.workers == 1:
-            run_app(make_app(config, models=models, sequences=sequences), listener)
+            run_app(
+                make_app(config, models=models, sequences=sequences), listener, header_seconds=settings.body_seconds
+            )
         else:
             del models  # each worker opens its own from the cache
             run_workers(partial(serve_as_worker, config, listener, sequences), number=settings.workers)
@@ -71,19 +73,29 @@ def serve_as_worker(
 ) -> None:
     """Serve as one of several processes until stopped; at once where it has not begun to."""
     models = open_models(config, port=listener.getsockname()[1])
-    run_app(make_app(config, models=models, sequences=sequences), listener, beat=beat)
+    app = make_app(config, models=models, sequences=sequences)
+    run_app(app, listener, header_seconds=config.serving.body_seconds, beat=beat)
 
 
-def run_app(app: "FastAPI", listener: socket.socket, *, beat: Beat = lambda: None) -> None:
-    """Serve an application until stopped; `beat` is called every second."""
+def run_app(app: "FastAPI", listener: socket.socket, *, header_seconds: float, beat: Beat = lambda: None) -> None:
+    """Serve an application until stopped; `header_seconds` as for `Connection`, `beat` is called every second."""
     import uvicorn
+
+    from storyrec.serving.connection import Connection
 
     async def tick() -> None:
         beat()
 
     gc.collect()
     gc.freeze()  # a collection that walks over all modules takes longer than many requests
-    server = uvicorn.Config(app, log_level="warning", access_log=False, callback_notify=tick, timeout_notify=1)
+    server = uvicorn.Config(
+        app,
+        http=partial(Connection, header_seconds=header_seconds),  # type: ignore[arg-type]  # it is only called
+        log_level="warning",
+        access_log=False,
+        callback_notify=tick,
+        timeout_notify=1,
+    )
     uvicorn.Server(server).run(sockets=[listener])
 
 

@@ -20,6 +20,7 @@ from storyrec.errors import DataError
 from storyrec.features.catalog import Catalog
 from storyrec.features.join import join_labels
 from storyrec.progress import track
+from storyrec.schema import TIMESTAMP
 
 SERVICE = "ranker_v1"
 SEQUENCES = {"story": ("story_ids", "story_clicked_us"), "product": ("product_ids", "product_clicked_us")}
@@ -48,6 +49,7 @@ class Skew:
     Attributes:
         num_answers: in the log.
         num_compared: of these, those whose clicks came from the store.
+        num_ahead: not compared, for they are of a moment that is yet to come: their server's clock is ahead.
         equal, late, different: sequences, two an answer.
         median_late_seconds, largest_late_seconds: from the newest missing click to the answer; None without.
         differences: the first different ones.
@@ -55,6 +57,7 @@ class Skew:
 
     num_answers: int
     num_compared: int
+    num_ahead: int
     equal: int
     late: int
     different: int
@@ -69,18 +72,19 @@ def check_skew(answers: Path, *, catalog: Catalog, now: datetime) -> Skew:
     Args:
         answers: folder of the log, or of one of its days.
         catalog: of the offline store.
-        now: answers are not later.
+        now: later answers are counted, not compared.
 
     Raises:
         DataError: there is no answer, a file cannot be read, or no answer had clicks from the store.
         MissingPartition: the offline store has no sequences.
     """
     table = _read(answers)
-    compared = table.filter(pc.field("sequences") == "online")
+    online = table.filter(pc.field("sequences") == "online")
+    compared = online.filter(pc.field("answered_at") <= pa.scalar(now, TIMESTAMP))
     if not len(compared):
         raise DataError(
             f"none of {len(table)} answers had clicks from the feature store",
-            expected="answers to users whose clicks were looked up",
+            expected=f"answers to users whose clicks were looked up, until {now:%Y-%m-%d %H:%M:%S} UTC",
             where=str(answers),
             remedy="name another folder, or look at the counts of fallbacks",
         )
@@ -100,7 +104,7 @@ def check_skew(answers: Path, *, catalog: Catalog, now: datetime) -> Skew:
                 verdict = _compare(online_clicks, offline_clicks)
                 verdicts.append((domain, row, verdict, online_clicks, offline_clicks))
             progress.advance()
-    return _summed(verdicts, num_answers=len(table))
+    return _summed(verdicts, num_answers=len(table), num_ahead=len(online) - len(compared))
 
 
 def _compare(online: Clicks, offline: Clicks) -> str:
@@ -118,7 +122,9 @@ def _clicks(row: dict[str, Any], domain: str) -> Clicks:
     return list(zip(times, ids, strict=True))
 
 
-def _summed(verdicts: Sequence[tuple[str, dict[str, Any], str, Clicks, Clicks]], *, num_answers: int) -> Skew:
+def _summed(
+    verdicts: Sequence[tuple[str, dict[str, Any], str, Clicks, Clicks]], *, num_answers: int, num_ahead: int
+) -> Skew:
     counts = {name: sum(verdict == name for _, _, verdict, _, _ in verdicts) for name in ("equal", "late", "different")}
     late_seconds = sorted(
         row["answered_at"].timestamp() - offline[-1][0] / 1e6
@@ -133,6 +139,7 @@ def _summed(verdicts: Sequence[tuple[str, dict[str, Any], str, Clicks, Clicks]],
     return Skew(
         num_answers=num_answers,
         num_compared=len(verdicts) // len(SEQUENCES),
+        num_ahead=num_ahead,
         **counts,
         median_late_seconds=late_seconds[len(late_seconds) // 2] if late_seconds else None,
         largest_late_seconds=late_seconds[-1] if late_seconds else None,
