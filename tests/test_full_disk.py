@@ -101,21 +101,25 @@ def test_build_dataset_says_that_a_disk_is_full_whose_files_may_have_holes(tmp_p
     assert "storyrec: cannot write this path: No space left on device" in done.stderr
 
 
-def test_analyze_keeps_the_old_page(tmp_path: Path) -> None:
+def test_analyze_leaves_all_its_files_or_none(tmp_path: Path) -> None:
     simulated(tmp_path)()
     out = tmp_path / "analysis"
-    run_analyze(tmp_path / "logs", out)
+    run_analyze(tmp_path / "logs", out, seed=1)
     before = files_of(out)
-    with full_disk(max(map(len, before.values())) // 2), pytest.raises(StorageError, match="cannot write"):
-        run_analyze(tmp_path / "logs", out)
-    assert files_of(out) == before
+    room = max(map(len, before.values())) // 2  # for figures and tables, not for the page
+    for place, left in ((out, before), (tmp_path / "new", {})):
+        with full_disk(room), pytest.raises(StorageError, match=r"cannot write.*\n.*analysis\.html"):
+            run_analyze(tmp_path / "logs", place, seed=2)
+        assert files_of(place) == left
     # even the events, in the temporary folder, are too large
     with full_disk(10_000), pytest.raises(StorageError, match="cannot measure the logs"):
-        run_analyze(tmp_path / "logs", out)
+        run_analyze(tmp_path / "logs", out, seed=2)
     assert files_of(out) == before
+    run_analyze(tmp_path / "logs", out, seed=2)
+    assert all(content != before[name] for name, content in files_of(out).items() if name != "analysis.md")
 
 
-def run_analyze(data: Path, out: Path) -> None:
+def run_analyze(data: Path, out: Path, *, seed: int) -> None:
     settings = load_config(None)
     found = analyze(
         data,
@@ -124,6 +128,6 @@ def run_analyze(data: Path, out: Path) -> None:
         vocabulary_size=settings.features.vocabulary_size,
         min_word_count=settings.features.min_word_count,
         max_title_words=settings.features.max_title_words,
-        seed=settings.aden.seed,
+        seed=seed,
     )
     write_analysis(found, out)

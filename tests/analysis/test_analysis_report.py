@@ -2,9 +2,12 @@
 
 import io
 import json
+import re
 import shutil
 from collections.abc import Callable
 from datetime import date
+from decimal import Decimal
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -25,10 +28,11 @@ from storyrec.analysis.report import (
     render_analysis,
     write_analysis,
 )
-from storyrec.config import Config
+from storyrec.config import Config, Locations
 from storyrec.data.build import build_dataset
 from storyrec.errors import DataError, MissingPartition, SchemaMismatch
 from storyrec.logs.simulate import simulate
+from storyrec.logs.validate import validate_logs
 
 
 def analyze_with(data: Path, config: Config) -> Document:
@@ -185,6 +189,33 @@ def test_a_missing_file_of_a_day_is_refused(logs: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"1 of the day's files are missing: part-0\.parquet") as caught:
         analyze_with(data, Config())
     assert caught.value.where == str(day)
+
+
+@pytest.mark.parametrize(
+    ("column", "first", "kind", "said"),
+    [
+        ("user_id", 2**63, pa.uint64(), "has type uint64 and cannot be cast without loss (Integer value"),
+        ("story_id", Decimal(2**63), pa.decimal128(20), f"has type decimal128(20, 0), such as '{2**63}'"),
+        ("story_id", 1.5, pa.float64(), "has type double, such as '1.5'"),
+        ("shown_at", 10**18 + 1, pa.timestamp("ns", "UTC"), "has type timestamp[ns, tz=UTC] and cannot be cast"),
+    ],
+)
+def test_values_that_the_contract_does_not_hold_are_refused_as_validation_does(
+    logs: Path, tmp_path: Path, column: str, first: object, kind: pa.DataType, said: str
+) -> None:
+    data = shutil.copytree(logs, tmp_path / "logs")
+    path = data / "impressions" / "dt=2026-03-03" / "part-0.parquet"
+    rows = pq.read_table(path, partitioning=None)
+    values = pa.array([first, *[type(first)(1)] * (len(rows) - 1)], kind)
+    pq.write_table(rows.set_column(rows.schema.get_field_index(column), column, values), path)
+    config = Config(locations=Locations(logs=str(data), work=str(tmp_path / "work")))
+    refusals = []
+    for look in (partial(analyze_with, data, Config()), partial(validate_logs, config, day=date(2026, 3, 3))):
+        with pytest.raises(SchemaMismatch, match=re.escape(f"column '{column}' {said}")) as caught:
+            look()
+        refusals.append(str(caught.value))
+    assert refusals[0] == refusals[1]
+    assert str(path) in refusals[0]
 
 
 def not_text(path: Path) -> None:

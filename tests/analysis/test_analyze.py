@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from storyrec.analysis import behaviour
@@ -327,3 +328,19 @@ def test_users_in_parts_give_the_same(tmp_path: Path, monkeypatch: pytest.Monkey
     }
     assert parts["cold_start"][:-1] == whole["cold_start"][:-1]
     assert parts["table_1"]["here"]["test"] == whole["table_1"]["here"]["test"]
+
+
+def test_unsigned_ids_in_some_files_are_the_same_ids(tmp_path: Path) -> None:
+    logs = random_logs(6)
+    for days in (logs["impressions"], logs["product_clicks"]):
+        for row in (row for rows in days.values() for row in rows if row["user_id"]):
+            row["user_id"] += 2**62  # neighbours that no float tells apart
+    signed, mixed = write_logs(tmp_path / "signed", logs), write_logs(tmp_path / "mixed", logs)
+    for table, column in (("impressions", "user_id"), ("stories", "story_id"), ("products", "category_id")):
+        path = mixed / table / f"dt={TRAINING_DAY}" / "part-0.parquet"
+        rows = pq.read_table(path, partitioning=None)
+        place = rows.schema.get_field_index(column)
+        pq.write_table(rows.set_column(place, column, rows[column].cast(pa.uint64())), path)
+    expected, found = analyze(signed, **SETTINGS), analyze(mixed, **SETTINGS)
+    assert found.pop("data") == expected.pop("data") | {"path": str(mixed)}
+    assert found == expected

@@ -17,7 +17,7 @@ from storyrec.ab.power import Planned
 from storyrec.ab.sequence import SPREAD
 from storyrec.ab.trials import Trials
 from storyrec.ab.verdict import Outcome, say_interval
-from storyrec.storage import write_file
+from storyrec.storage import write_files
 
 JSON, PAGE, MARKDOWN = "analysis.json", "report.html", "table.md"
 NONE = "–"
@@ -43,11 +43,13 @@ HEAD = (
 
 
 def write_analysis(analysis: Analysis, out: Path) -> None:
-    """Write analysis.json, table.md and report.html into a folder."""
-    page = render_analysis(analysis)
-    write_file(out / MARKDOWN, markdown_analysis(analysis).encode())
-    write_file(out / JSON, json.dumps(document(analysis), indent=1).encode())
-    write_file(out / PAGE, page.encode())
+    """Write analysis.json, table.md and report.html into a folder, all of them or none."""
+    contents = {
+        MARKDOWN: markdown_analysis(analysis),
+        JSON: json.dumps(document(analysis), indent=1),
+        PAGE: render_analysis(analysis),
+    }
+    write_files({out / name: content.encode() for name, content in contents.items()})
 
 
 def document(analysis: Analysis) -> dict[str, object]:

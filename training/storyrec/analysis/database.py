@@ -13,11 +13,13 @@ from typing import Any
 import duckdb
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
 from storyrec.analysis.files import TableFiles
 from storyrec.errors import DataError, StorageError
 from storyrec.features.sequences import DAY_US
 from storyrec.logs.partitions import day_number
+from storyrec.schema import TABLES
 
 MEMORY = "4GB"
 
@@ -70,7 +72,7 @@ def open_database(files: Mapping[str, TableFiles]) -> Iterator[duckdb.DuckDBPyCo
         StorageError: memory or disk is full, or a file that was read is gone.
     """
     with open_scratch() as connection, _whole_files(files):
-        sources = {table: _source(found) for table, found in files.items()}
+        sources = {table: _source(table, found) for table, found in files.items()}
         connection.execute(_EVENTS.format(day_us=DAY_US, **sources))
         published = _PUBLISHED.format(day_us=DAY_US)
         connection.execute(_CATALOGS.format(day_us=DAY_US, newest=_NEWEST, published=published, **sources))
@@ -132,10 +134,11 @@ def read_columns(
     return {name: np.asarray(column) for name, column in found.items()}
 
 
-def _source(files: TableFiles) -> str:
+def _source(table: str, files: TableFiles) -> str:
     """The rows of the files with the day of their partition."""
     paths = ", ".join("'" + path.replace("'", "''") + "'" for path in files.paths)
     days = ", ".join(str(day_number(day)) for day in files.days)
-    # files may differ in the unit of their times
-    return f"""(SELECT *, ([{days}])[file_index::BIGINT + 1] AS day, file_index, file_row_number
+    # files may differ in the unit of their times, and of signed and unsigned ids together DuckDB makes floats
+    ids = ", ".join(f"{field.name}::BIGINT AS {field.name}" for field in TABLES[table] if field.type == pa.int64())
+    return f"""(SELECT * REPLACE ({ids}), ([{days}])[file_index::BIGINT + 1] AS day, file_index, file_row_number
                 FROM read_parquet([{paths}], union_by_name = true))"""

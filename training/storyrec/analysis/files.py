@@ -1,4 +1,4 @@
-"""The Parquet files of a data root, known by their footers alone: days, rows and covers."""
+"""The Parquet files of a data root: days, rows and covers, by their footers."""
 
 from bisect import bisect_right
 from collections.abc import Mapping
@@ -9,11 +9,11 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from storyrec.errors import DataError, MissingPartition
+from storyrec.errors import MissingPartition
 from storyrec.logs.conform import conform
-from storyrec.logs.partitions import find_gap, list_files
+from storyrec.logs.partitions import find_gap, iter_rows, list_files, open_parquet
 from storyrec.schema import COVER_WIDTH, TABLES
-from storyrec.storage import FolderStorage
+from storyrec.storage import FolderStorage, Storage
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def find_files(data: Path) -> dict[str, TableFiles]:
 
     Raises:
         MissingPartition: a table has no partition.
-        SchemaMismatch: a file lacks a column or has another type than the log contract says.
+        SchemaMismatch: a file lacks a column, or has a type or a value that the log contract's does not hold.
         DataError: a file is no Parquet file, or one of a day's is missing.
     """
     storage = FolderStorage(data)
@@ -66,34 +66,28 @@ def find_files(data: Path) -> dict[str, TableFiles]:
         for day, keys in files.items():
             if gap := find_gap(storage, table, day, keys=keys):
                 raise gap
-    return {table: _read_footers(data, table, files) for table, files in listed.items()}
+    return {table: _read_footers(storage, table, files) for table, files in listed.items()}
 
 
-def _read_footers(data: Path, table: str, files: Mapping[date, list[str]]) -> TableFiles:
-    keys = [(day, str(data / key)) for day in sorted(files) for key in files[day]]
+def _read_footers(storage: Storage, table: str, files: Mapping[date, list[str]]) -> TableFiles:
+    keys = [(day, key) for day in sorted(files) for key in files[day]]
     num_rows, num_covers = dict.fromkeys(sorted(files), 0), dict.fromkeys(sorted(files), 0)
-    seen: list[pa.Schema] = []
-    for day, path in keys:
-        footer = _footer(path)
-        schema = footer.schema.to_arrow_schema()
-        if schema not in seen:
-            conform(schema.empty_table(), TABLES[table], where=path)
-            seen.append(schema)
-        num_rows[day] += footer.num_rows
-        num_covers[day] += _count_covers(footer)
-    return TableFiles(tuple(path for _, path in keys), tuple(day for day, _ in keys), num_rows, num_covers)
+    for day, key in keys:
+        with open_parquet(storage, key) as reader:
+            _check_columns(reader, TABLES[table], where=f"{storage.url}/{key}")
+            num_rows[day] += reader.metadata.num_rows
+            num_covers[day] += _count_covers(reader.metadata)
+    paths = tuple(f"{storage.url}/{key}" for _, key in keys)
+    return TableFiles(paths, tuple(day for day, _ in keys), num_rows, num_covers)
 
 
-def _footer(path: str) -> pq.FileMetaData:
-    try:
-        return pq.read_metadata(path)
-    except (pa.ArrowException, OSError, ValueError) as error:
-        raise DataError(
-            f"this file is no readable Parquet file: {str(error).splitlines()[0]}",
-            expected="a whole Parquet file",
-            where=path,
-            remedy="write the partition again from its source",
-        ) from error
+def _check_columns(reader: pq.ParquetFile, schema: pa.Schema, *, where: str) -> None:
+    """Refuse a file that `read_partition` would refuse for its columns; only those of other types are read."""
+    found = reader.schema_arrow
+    conform(found.empty_table(), schema, where=where)
+    others = [field for field in schema if field.name != "cover" and found.field(field.name).type != field.type]
+    for _ in iter_rows(reader, pa.schema(others), where=where) if others else ():
+        pass  # large integers and nanoseconds are seen in the values alone
 
 
 def _count_covers(footer: pq.FileMetaData) -> int:

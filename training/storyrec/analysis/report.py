@@ -23,7 +23,7 @@ from storyrec.analysis.plots import (
     plot_sources,
     plot_title_lengths,
 )
-from storyrec.storage import write_file
+from storyrec.storage import write_files
 
 JSON, PAGE, MARKDOWN = "analysis.json", "analysis.html", "analysis.md"
 COLUMNS = ("here", "SRD-1", "SRD-2")
@@ -54,11 +54,13 @@ Grid = list[list[str]]
 
 
 def write_analysis(document: Document, out: Path) -> None:
-    """Write analysis.json, analysis.md and analysis.html into a folder."""
-    page = render_analysis(document)
-    write_file(out / MARKDOWN, markdown_analysis(document).encode())
-    write_file(out / JSON, json.dumps(document, indent=1).encode())
-    write_file(out / PAGE, page.encode())
+    """Write analysis.json, analysis.md and analysis.html into a folder, all of them or none."""
+    contents = {
+        MARKDOWN: markdown_analysis(document),
+        JSON: json.dumps(document, indent=1),
+        PAGE: render_analysis(document),
+    }
+    write_files({out / name: content.encode() for name, content in contents.items()})
 
 
 def render_analysis(document: Document) -> str:
