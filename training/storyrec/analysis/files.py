@@ -83,11 +83,11 @@ def _read_footers(storage: Storage, table: str, files: Mapping[date, list[str]])
 
 def _check_columns(reader: pq.ParquetFile, schema: pa.Schema, *, where: str) -> None:
     """Refuse a file that `read_partition` would refuse for its columns; only those of other types are read."""
-    found = reader.schema_arrow
-    conform(found.empty_table(), schema, where=where)
-    others = [field for field in schema if field.name != "cover" and found.field(field.name).type != field.type]
+    found = [(field.name, field.type) for field in reader.schema_arrow]
+    others = [field for field in schema if field.name != "cover" and (field.name, field.type) not in found]
     for _ in iter_rows(reader, pa.schema(others), where=where) if others else ():
         pass  # large integers and nanoseconds are seen in the values alone
+    conform(reader.schema_arrow.empty_table(), schema, where=where)
 
 
 def _count_covers(footer: pq.FileMetaData) -> int:
