@@ -18,7 +18,7 @@ from uvicorn.server import ServerState
 from storyrec.serving.connection import Connection
 from storyrec.storage import FolderStorage
 
-SECONDS = 0.5
+SECONDS = 1.0
 BEGIN = b"GET /v2/health/live HTTP/1.1\r\nHost: here\r\n"
 WHOLE = BEGIN + b"\r\n"
 
@@ -35,7 +35,7 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 def connection(address: str) -> Iterator[socket.socket]:
     url = httpx.URL(address)
     assert url.port is not None
-    with socket.create_connection((url.host, url.port), timeout=10) as client:
+    with socket.create_connection((url.host, url.port), timeout=20) as client:
         yield client
 
 
@@ -50,9 +50,9 @@ def test_half_of_the_headers_is_answered_with_408_in_time(address: str) -> None:
         client.sendall(BEGIN)
         assert httpx.get(f"{address}/v2/health/live").status_code == 200
         answer = all_answered(client)
-    assert SECONDS - 0.1 < time.monotonic() - began < SECONDS + 3
+    assert SECONDS - 0.1 < time.monotonic() - began < SECONDS + 10
     assert answer.startswith(b"HTTP/1.1 408 ")
-    assert answer.endswith(b'{"error":"the headers did not come within 0.5 seconds"}')
+    assert answer.endswith(b'{"error":"the headers did not come within 1.0 seconds"}')
     assert b"connection: close" in answer
 
 
@@ -62,7 +62,7 @@ def test_a_header_a_moment_does_not_win_time(address: str) -> None:
         client.sendall(BEGIN)
         while not select([client], [], [], SECONDS / 5)[0]:
             client.sendall(b"x-more: 1\r\n")
-            assert time.monotonic() - began < SECONDS + 3
+            assert time.monotonic() - began < SECONDS + 10
         assert all_answered(client).startswith(b"HTTP/1.1 408 ")
 
 
@@ -73,11 +73,14 @@ def test_a_client_that_says_nothing_gets_no_answer_but_the_end(address: str) -> 
 
 def test_a_later_request_has_its_own_time(address: str) -> None:
     with connection(address) as client:
-        for _ in range(4):
+        for _ in range(3):
             client.sendall(BEGIN)
-            time.sleep(SECONDS / 2)  # together longer than one may take
+            time.sleep(0.4 * SECONDS)  # together longer than one may take
             client.sendall(b"\r\n")
-            assert client.recv(65_536).startswith(b"HTTP/1.1 200 ")
+            answer = b""
+            while not answer.endswith(b"}"):
+                answer += client.recv(65_536)
+            assert answer.startswith(b"HTTP/1.1 200 ")
         client.sendall(BEGIN)
         assert all_answered(client).startswith(b"HTTP/1.1 408 ")
 
@@ -87,10 +90,10 @@ def test_the_headers_time_is_not_the_bodys(address: str) -> None:
     post = b"POST /v1/rank HTTP/1.1\r\nHost: here\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
     with connection(address) as client:  # a body has its own time
         client.sendall(post % len(body))
-        assert b"the body did not come within 0.5 seconds" in all_answered(client)
+        assert b"the body did not come within 1.0 seconds" in all_answered(client)
     with connection(address) as client:
         client.sendall(post % len(body) + body[:5])
-        time.sleep(SECONDS / 2)
+        time.sleep(0.4 * SECONDS)
         client.sendall(body[5:])
         assert client.recv(65_536).startswith(b"HTTP/1.1 503 ")  # nothing is deployed
 
