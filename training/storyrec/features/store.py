@@ -27,6 +27,7 @@ from storyrec.features.offline import newest_rows
 from storyrec.features.packed import CURRENT, Layout
 from storyrec.features.partitions import work_folder
 from storyrec.features.repository import feature_repo, light_import, load_definitions, read_settings, settings_file
+from storyrec.features.schemas import read_schemas
 from storyrec.features.sequences import ClickLog
 from storyrec.schema import Domain
 from storyrec.storage import one_writer, write_file
@@ -44,6 +45,11 @@ with light_import():
 THE_BEGINNING = datetime(1970, 1, 1, tzinfo=UTC)
 ONE_MICROSECOND = timedelta(microseconds=1)
 PUSHED_AT_A_TIME = 10_000
+LOOK_AFTER = "check that the stores run and that the day's features are built and materialized"
+REGISTER_ANEW = (
+    "check that the registry's database runs (local: feast/registry.db in the work folder); one that is damaged or of "
+    "another Feast may be removed: it is made anew from the definitions, values online and offline stay"
+)
 
 Int64s = npt.NDArray[np.int64]
 
@@ -106,11 +112,15 @@ class FeatureStoreClient:
         self._layouts: dict[str, Layout] = {}
 
     def apply(self) -> None:
-        """Register the definitions; nothing happens where they are registered already."""
+        """Register the definitions and take away what was retired; nothing happens where that is done already."""
         definitions = load_definitions(self._repo, features=self._features)
-        with one_writer(self._lock), _feast("register the definitions"):
+        retired = read_schemas(self._repo).retired
+        with one_writer(self._lock), _feast("register the definitions", remedy=REGISTER_ANEW):
+            registered = [*self._store.list_feature_services(), *self._store.list_feature_views()] if retired else []
             self._store.apply(
-                [*definitions.entities, *definitions.views, *definitions.services, *definitions.permissions]
+                [*definitions.entities, *definitions.views, *definitions.services, *definitions.permissions],
+                objects_to_delete=[one for one in registered if one.name in retired],
+                partial=False,
             )
             self._views = {view.name: view for view in definitions.views}
             self._services = {service.name: service for service in definitions.services}
@@ -365,10 +375,10 @@ class FeatureStoreClient:
         }
         with _feast("read online features"):
             plan = self._reader.plan(Wanted(service))
-            found = plan and self._reader.read(plan, entities)
-            if not found:  # Feast says why
+            if plan is None:
                 features = self._store.get_feature_service(service, allow_cache=True)
                 return self._store.get_online_features(features=features, entity_rows=entities).to_dict()
+            found = self._reader.read(plan, self._reader.keys(plan, entities))
         return entities | {
             name: column for one in found for name, column in zip(one.part.names, one.columns, strict=True)
         }
@@ -424,7 +434,7 @@ def open_feature_store(work: str, *, profile: Literal["local", "cluster"]) -> Fe
         settings["registry"]["path"] = f"sqlite:///{folder}/registry.db"
         settings["online_store"]["path"] = str(folder / "online.db")
         write_file(folder / "feature_store.yaml", yaml.safe_dump(settings, sort_keys=False).encode())
-    with _feast("open"):
+    with _feast("open its registry", remedy=REGISTER_ANEW):
         config = RepoConfig(**settings)
         config.repo_path = repo
         store = FeatureStore(repo_path=str(repo), config=config)
@@ -447,7 +457,7 @@ def _microseconds(time: datetime) -> int:
 
 
 @contextlib.contextmanager
-def _feast(verb: str) -> Iterator[None]:
+def _feast(verb: str, *, remedy: str = LOOK_AFTER) -> Iterator[None]:
     try:
         yield
     except StoryrecError:
@@ -457,7 +467,7 @@ def _feast(verb: str) -> Iterator[None]:
             f"the feature store did not {verb}: {type(error).__name__}: {error}",
             expected="an offline and an online store that answer",
             where="feature_repo/feature_store.yaml, or feature_store.cluster.yaml in the cluster profile",
-            remedy="check that the stores run and that the day's features are built and materialized",
+            remedy=remedy,
         ) from error
 
 
