@@ -13,13 +13,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from feature_world import MOMENT, NOW, World, at, day_of, microseconds
-from item_world import deploy
 
 from storyrec.config import Config
 from storyrec.errors import ConfigError, DataError, MissingPartition, PlatformError
 from storyrec.features.build import build_features, compare_sequences, materialize_features
-from storyrec.features.publish import publish_features
-from storyrec.features.schemas import retire_schema
 from storyrec.features.store import FeatureStoreClient, UserSequences, open_feature_store
 
 STRANGER = 4_711
@@ -274,41 +271,6 @@ def test_feast_applies_the_repository_by_hand(tmp_path: Path, monkeypatch: pytes
         "SELECT name FROM sqlite_master WHERE type = 'table'"
     )
     assert {f"storyrec_{view}" for view in ("user_story_sequence", "stories_for_product")} <= {n for (n,) in tables}
-
-
-def test_what_was_retired_is_taken_out_of_the_registry_with_its_values(
-    tmp_path: Path, profile: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    world = World(tmp_path)
-    config = world.config.model_copy(update={"profile": profile})
-    version = deploy(world, day=day_of(0), seed=1)
-    publish_features(config, day=day_of(0))
-    repo = tmp_path / "feature_repo"
-    shutil.copytree(Path(__file__).parents[2] / "feature_repo", repo, ignore=shutil.ignore_patterns("__pycache__"))
-    monkeypatch.setenv("STORYREC_FEATURE_REPO", str(repo))
-    text = (repo / "definitions.py").read_text()
-    start = text.index("stories_for_story_v1, stories_for_story_v2 = ")
-    end = text.index("\n)\n", start) + 3
-    first = opened(config)
-    gone = [first.layout("stories_for_story"), first.layout("stories_for_story_by_model").of_model(version)]
-    kept = first.layout("stories_for_product_by_model").of_model(version)
-    online = first._online
-
-    (repo / "definitions.py").write_text(
-        (text[:start] + text[end:]).replace("stories_for_story, stories_for_story_by_model = ", "_ = ")
-    )
-    for name in ("stories_for_story_v1", "stories_for_story_v2", "stories_for_story", "stories_for_story_by_model"):
-        retire_schema(repo, name)
-    client = opened(config)
-    for registered in (client._store.list_feature_services(), client._store.list_feature_views()):
-        assert not [one.name for one in registered if one.name.startswith("stories_for_story")]
-        assert [one.name for one in registered if one.name.startswith("stories_for_product")]
-    if profile == "cluster":
-        assert not [1 for layout in gone if list(online.ids(first._config, layout.view))]
-    else:
-        tables = sqlite3.connect(tmp_path / "work/feast/online.db").execute("SELECT name FROM sqlite_master")
-        assert not {f"storyrec_{layout.view}" for layout in gone} & {name for (name,) in tables}
-    assert len(list(online.ids(first._config, kept.view))) > 1
 
 
 @pytest.mark.parametrize("damage", ["older", "no database"])

@@ -7,9 +7,9 @@ own error what is wrong with a column. What the values mean is looked at where t
 import reprlib
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, cast
 
-from feast import FeatureStore, FeatureView
+from feast import FeatureStore, FeatureView, FileSource
 
 from storyrec.features.feast_rows import MODEL, RowsRefused, layout_of
 
@@ -62,7 +62,7 @@ def incoming_rows(view: FeatureView, asked: Mapping[str, Any]) -> dict[str, list
 
 
 def _kinds(view: FeatureView) -> dict[str, Kind]:
-    layout, source = layout_of(view), view.batch_source
+    layout, source = layout_of(view), cast(FileSource, view.batch_source)
     return {
         layout.key: (_id, "a whole number of 64 bits"),
         **({MODEL: KINDS["STRING"]} if layout.by_model else {}),

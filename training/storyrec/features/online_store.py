@@ -243,11 +243,9 @@ class PackedOnlineStore(OnlineStore):
         entities_to_keep: Sequence[Entity],
         partial: bool,
     ) -> None:
-        """Make room for new views, remove those that are gone, of every model."""
+        """Make room for new views, remove those that are gone."""
+        self.drop(config, [view.name for view in tables_to_delete])
         self.create(config, [online_models.LAYOUT.view, *(layout_of(view).view for view in tables_to_keep)])
-        for layout in map(layout_of, tables_to_delete):
-            versions = self.models(config).versions if layout.by_model else ()
-            self.drop(config, [layout.view, *(layout.of_model(version).view for version in versions)])
 
     def teardown(self, config: RepoConfig, tables: Sequence[FeatureView], entities: Sequence[Entity]) -> None:
         """Remove all views."""

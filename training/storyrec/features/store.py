@@ -27,7 +27,6 @@ from storyrec.features.offline import newest_rows
 from storyrec.features.packed import CURRENT, Layout
 from storyrec.features.partitions import work_folder
 from storyrec.features.repository import feature_repo, light_import, load_definitions, read_settings, settings_file
-from storyrec.features.schemas import read_schemas
 from storyrec.features.sequences import ClickLog
 from storyrec.schema import Domain
 from storyrec.storage import one_writer, write_file
@@ -112,15 +111,11 @@ class FeatureStoreClient:
         self._layouts: dict[str, Layout] = {}
 
     def apply(self) -> None:
-        """Register the definitions and take away what was retired; nothing happens where that is done already."""
+        """Register the definitions; nothing happens where they are registered already."""
         definitions = load_definitions(self._repo, features=self._features)
-        retired = read_schemas(self._repo).retired
         with one_writer(self._lock), _feast("register the definitions", remedy=REGISTER_ANEW):
-            registered = [*self._store.list_feature_services(), *self._store.list_feature_views()] if retired else []
             self._store.apply(
-                [*definitions.entities, *definitions.views, *definitions.services, *definitions.permissions],
-                objects_to_delete=[one for one in registered if one.name in retired],
-                partial=False,
+                [*definitions.entities, *definitions.views, *definitions.services, *definitions.permissions]
             )
             self._views = {view.name: view for view in definitions.views}
             self._services = {service.name: service for service in definitions.services}
