@@ -77,7 +77,10 @@ class Both:
             assert has_odd_key(json.loads(body)["entities"]), (faster.text, alone.text)
         else:
             assert faster.status_code == alone.status_code, (faster.text, alone.text)
-            assert by_name(faster.json()) == by_name(alone.json())
+            answer, of_feast = by_name(faster.json()), by_name(alone.json())
+            if was_faster and faster.status_code == 200:
+                without_spare_keys(of_feast, answer)
+            assert answer == of_feast
         return faster, was_faster
 
 
@@ -98,6 +101,13 @@ def by_name(answer: Any) -> Any:
     assert len(names) == len(answer["results"])
     results = dict(zip(names, answer.pop("results"), strict=True))
     return answer | {"results": results, "num_names": len(names)}
+
+
+def without_spare_keys(answer: dict[str, Any], other: dict[str, Any]) -> None:
+    """Leave out keys that no view needs: Feast gives them back where they are called as their entity is."""
+    for name in {"user_id", "story_id", "product_id", "model"} & answer["results"].keys() - other["results"].keys():
+        del answer["results"][name]
+        answer["num_names"] -= 1
 
 
 @pytest.fixture(scope="module", params=["local", "cluster"])
@@ -261,6 +271,7 @@ def test_what_cannot_be_answered_is_refused_by_feast(both: Both, body: Any, more
         ({"entities": {"user": [1, "x"]}}, 422, "user_id is 'x'"),
         ({"entities": {"user_id": [1], "story_id": [1, 2]}}, 422, "1 of user_id, 2 of story_id"),
         ({"entities": {"user_id": []}}, 422, "0 of user_id"),
+        ({"entities": {"user_id": [], "user": [1]}}, 422, "0 of user_id, 1 of user"),
         ({"feature_service": None, "entities": {"user_id": [1]}}, 422, "there is no feature ''"),
         (
             {"feature_service": None, "features": ["user_story_sequence:nothing"], "entities": {"user_id": [1]}},

@@ -128,7 +128,7 @@ class OnlineReader:
         if entities.keys() != readers.keys():
             join_keys = {entity.name: entity.join_key for entity in self._store.list_entities(allow_cache=True)}
             named = {join_keys.get(name, name): column for name, column in entities.items()}
-        _require_columns(named, readers.keys())
+        _require_columns(entities, named.keys(), readers.keys())
         return {name: [readers[name](key, name) for key in column] for name, column in named.items() if name in readers}
 
     def read(self, plan: Sequence[Part], keys: Mapping[str, Sequence[Any]], *, hurried: bool = False) -> list[Found]:
@@ -194,8 +194,8 @@ def _found(part: Part, rows: Sequence[Row | None]) -> Found:
     return Found(part, columns, [None if row is None else row.event_us for row in rows])
 
 
-def _require_columns(entities: Mapping[str, Sequence[Any]], keys: Set[str]) -> None:
-    missing = keys - entities.keys()
+def _require_columns(entities: Mapping[str, Sequence[Any]], named: Set[str], keys: Set[str]) -> None:
+    missing = keys - named
     if missing:
         found = f"no {', '.join(sorted(missing))}, but {', '.join(sorted(entities)) or 'nothing'}"
     elif len({len(column) for column in entities.values()}) != 1 or not all(entities.values()):
