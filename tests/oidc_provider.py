@@ -12,6 +12,7 @@ import jwt
 from cryptography.hazmat.primitives.asymmetric import rsa
 
 KEY_ID = "key-1"
+AUDIENCE = "storyrec-features"
 
 
 @dataclass(frozen=True)
@@ -21,10 +22,13 @@ class Provider:
     discovery: str
     key: rsa.RSAPrivateKey
 
-    def token(self, *roles: str, lifetime: float = 600, key: rsa.RSAPrivateKey | None = None) -> str:
+    def token(
+        self, *roles: str, lifetime: float = 600, audience: str = AUDIENCE, key: rsa.RSAPrivateKey | None = None
+    ) -> str:
         """A token that names roles."""
         now = time.time()
-        claims = {"preferred_username": "somebody", "roles": list(roles), "iat": now, "exp": now + lifetime}
+        claims = {"preferred_username": "somebody", "roles": list(roles), "aud": audience}
+        claims |= {"iat": now, "exp": now + lifetime}
         return jwt.encode(claims, key or self.key, algorithm="RS256", headers={"kid": KEY_ID})
 
 

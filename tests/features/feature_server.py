@@ -18,7 +18,7 @@ from feature_world import NOW, World, day_of, fill, microseconds
 from redis import Redis
 from redis_server import free_port
 
-from oidc_provider import Provider, oidc_provider
+from oidc_provider import AUDIENCE, Provider, oidc_provider
 from storyrec.config import save_config, update_config
 from storyrec.features.build import build_features, materialize_features
 
@@ -99,6 +99,7 @@ def running_server(folder: Path, redis_server: str) -> Iterator[Server]:
         patch.setenv("STORYREC_REDIS", redis_server)
         patch.setenv("STORYREC_FEAST_REGISTRY", f"sqlite:///{folder}/registry.sqlite")
         patch.setenv("STORYREC_OIDC_DISCOVERY", provider.discovery)
+        patch.setenv("STORYREC_OIDC_AUDIENCE", AUDIENCE)
         build_features(config, day=day_of(3))
         materialize_features(config, day=day_of(3), now=NOW)
         save_config(update_config(config, {"feature_server": {"port": port}}), settings)

@@ -21,6 +21,7 @@ def deploy(
     story_ids: np.ndarray = STORY_IDS,
     product_ids: np.ndarray = PRODUCT_IDS,
     scale: float = 1.0,
+    width: int = 64,
 ) -> str:
     """Push a bundle with an item table and make it the champion."""
     random = np.random.default_rng(seed)
@@ -28,8 +29,8 @@ def deploy(
     (folder / "items").mkdir(parents=True)
     for domain, ids in (("story", story_ids), ("product", product_ids)):
         np.save(folder / f"items/{domain}_ids.npy", np.concatenate([[0], ids]))
-        for name, width in (("vectors", 64), ("match_vectors", 128)):
-            np.save(folder / f"items/{domain}_{name}.npy", _padded(scale * random.normal(size=(len(ids), width))))
+        for name, num_values in (("vectors", width), ("match_vectors", 2 * width)):
+            np.save(folder / f"items/{domain}_{name}.npy", _padded(scale * random.normal(size=(len(ids), num_values))))
     seal_folder(folder, day=day)
     registry = FolderStorage(world.folder / "registry")
     version = push_bundle(registry, folder)

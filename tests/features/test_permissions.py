@@ -7,6 +7,10 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from storyrec.config import Config
+from storyrec.errors import ConfigError
+from storyrec.features.server import serve_features
+
 REPO = Path(__file__).parents[2] / "feature_repo"
 
 
@@ -47,3 +51,14 @@ def test_a_view_without_a_permission_is_found(repo: Path) -> None:
     resources, actions = unprotected(repo)
     assert resources == ["stories_for_story FeatureView"]
     assert actions
+
+
+@pytest.mark.parametrize("missing", ["STORYREC_OIDC_DISCOVERY", "STORYREC_OIDC_AUDIENCE"])
+def test_a_server_that_could_not_tell_whom_to_let_in_does_not_start(
+    missing: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("STORYREC_OIDC_DISCOVERY", "STORYREC_OIDC_AUDIENCE"):
+        monkeypatch.setenv(name, "set")
+    monkeypatch.delenv(missing)
+    with pytest.raises(ConfigError, match=f"not set: {missing}\\n"):
+        serve_features(Config(profile="cluster"))

@@ -105,6 +105,22 @@ def test_the_same_champion_is_published_once(world: World) -> None:
     assert (marker["version"], marker["partition"]) == (version, str(day_of(0)))
 
 
+def test_a_model_of_another_width_is_refused_before_anything_is_written(world: World, config: Config) -> None:
+    first = deploy(world, day=day_of(0), seed=1)
+    publish_features(config, day=day_of(0))
+    before = all_files(world.folder / "work/features")
+    wide = deploy(world, day=day_of(1), seed=2, width=128)
+    with pytest.raises(ModelError, match=f"story vectors of model {wide} have 128 numbers\n.*expected: 64"):
+        publish_features(config, day=day_of(1))
+    assert all_files(world.folder / "work/features") == before
+    require_online(config, world, version=first, seed=1)
+    assert client(config).online_models() == (first, (first,))
+
+
+def all_files(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
 def test_an_older_day_never_takes_a_newer_champion_back(world: World, config: Config) -> None:
     deploy(world, day=day_of(1), seed=1)
     publish_features(config, day=day_of(3))

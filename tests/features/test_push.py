@@ -55,7 +55,8 @@ def test_a_role_does_what_it_may_and_nobody_else_does_anything(server: Server) -
     assert asked(server, "/push", reader) == 403
     assert asked(server, "/get-online-features", other) == 403
     assert asked(server, "/push", server.provider.token()) == 403
-    for token in (None, server.provider.token("admin", lifetime=-60), _forged(server), "no token"):
+    elsewhere = server.provider.token("admin", audience="another-program")
+    for token in (None, server.provider.token("admin", lifetime=-60), elsewhere, _forged(server), "no token"):
         assert asked(server, "/get-online-features", token) == 401
         assert asked(server, "/push", token) == 401
     assert server.stored() == before

@@ -1,5 +1,6 @@
 """The feature store applied for real: SQLite and Redis serve, DuckDB retrieves, and both equal the slices."""
 
+import contextlib
 import shutil
 import sqlite3
 import threading
@@ -270,6 +271,22 @@ def test_feast_applies_the_repository_by_hand(tmp_path: Path, monkeypatch: pytes
         "SELECT name FROM sqlite_master WHERE type = 'table'"
     )
     assert {f"storyrec_{view}" for view in ("user_story_sequence", "stories_for_product")} <= {n for (n,) in tables}
+
+
+@pytest.mark.parametrize("damage", ["older", "no database"])
+def test_a_registry_of_another_feast_is_one_clear_error_and_is_made_anew(world: World, damage: str) -> None:
+    run_day(world, 0)
+    registry = world.folder / "work/feast/registry.db"
+    if damage == "older":
+        with contextlib.closing(sqlite3.connect(registry)) as database:
+            database.execute("ALTER TABLE feature_views DROP COLUMN feature_view_proto")
+            database.commit()
+    else:
+        registry.write_bytes(b"no database" * 100)
+    with pytest.raises(PlatformError, match=r"(?s)did not .*registry\.db.*made anew from the definitions"):
+        opened(world.config)
+    registry.unlink()
+    require_online(opened(world.config), world, end_of=0)
 
 
 def test_a_cluster_without_its_places_is_refused(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -97,7 +97,8 @@ def publish_features(config: Config, *, day: date) -> FeaturesPublished:
         day: partition key of the run that asks for it.
 
     Raises:
-        ModelError: the champion's bundle is damaged.
+        ModelError: the champion's bundle is damaged, or its vectors have another width than the views promise;
+            nothing is written.
         PlatformError: the feature store does not answer.
     """
     storage = FolderStorage(work_folder(config.locations.work))
@@ -116,8 +117,9 @@ def publish_features(config: Config, *, day: date) -> FeaturesPublished:
         return _finish(storage, same) if day > newest.day else same
 
     partition = max(day, newest.day) if newest else day
+    items, store = _read_items(registry, version), _store(config)
+    _require_widths(items, store, version=version)
     with track("publish_features", total=3 + len(VIEWS) + len(NEWEST)) as tracker:
-        items = _read_items(registry, version)
         try:
             index = StoryIndex.load(folder, version=version)  # of a killed run, or from before a rollback
         except ModelError:
@@ -128,7 +130,6 @@ def publish_features(config: Config, *, day: date) -> FeaturesPublished:
         for view, rows in tables.items():
             write_rows(storage, view, partition, rows)
             tracker.advance(note=view)
-        store = _store(config)
         for view in NEWEST:
             store.materialize(view, start=midnight(partition), end=known_at(partition))
             tracker.advance(note=f"{len(tables[view])} rows of {view} online")
@@ -272,6 +273,18 @@ def _read_items(registry: Storage, version: str) -> dict[str, Array]:
             )
         items[name[len("items/") : -len(".npy")]] = np.load(io.BytesIO(content[0]), allow_pickle=False)
     return items
+
+
+def _require_widths(items: Mapping[str, Array], store: "FeatureStoreClient", *, version: str) -> None:
+    for view, vectors in zip(EMBEDDINGS, ("story_vectors", "product_vectors"), strict=True):
+        found, promised = items[vectors].shape[1], store.layout(view).widths[0]
+        if found != promised:
+            raise ModelError(
+                f"the {vectors.replace('_', ' ')} of model {version} have {found} numbers",
+                expected=f"{promised}, as the view {view} promises its readers",
+                where="feature_repo/definitions.py",
+                remedy="train at this width, or declare views of the other one: docs/feature-store.md, Model versions",
+            )
 
 
 def _without_itself(rows_NK: Int64s, distances_NK: Floats) -> tuple[Int64s, Floats]:

@@ -1,8 +1,8 @@
 """Feast's HTTP application with its lookups answered faster: what a plan covers (`reads`), in Feast's own words.
 
 All else goes to Feast's application as it came: other routes, and lookups that no plan covers or that Feast refuses.
-What Feast calls an error of its own though the request was wrong, 500, is answered with 422: its client repeats a
-request that got 500, and then does not show why.
+What Feast would call an error of its own though the request was wrong, 500, is refused before with 422: its client
+repeats a request that got 500, and then does not show why.
 """
 
 import contextlib
@@ -10,28 +10,26 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, cast
 
 import jwt
 from feast import FeatureStore
 from feast import metrics as feast_metrics
-from feast.feature_server import bin_feature_count
+from feast.feature_server import GetOnlineFeaturesRequest, bin_feature_count
 from feast.infra.feature_servers.base_config import MetricsConfig
+from feast.permissions.action import AuthzedAction
 from feast.permissions.auth.auth_manager import get_auth_manager
-from feast.permissions.security_manager import get_security_manager
+from feast.permissions.security_manager import get_security_manager, permitted_resources
 from feast.permissions.user import User
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from storyrec.errors import DataError
+from storyrec.features.incoming import PUSH, WRITE, incoming_rows, view_of
 from storyrec.features.reads import Found, OnlineReader, Wanted
 from storyrec.features.refusals import Refusal, StoreSilent
 
 PATH = "/get-online-features"
-WRITES = ("/push", "/write-to-online-store")
-WRONG_REQUEST = (KeyError, TypeError, ValueError)
-"""What Feast raises over keys, features, columns and types that it does not find or understand."""
 VERIFIED_SECONDS = 300
 """A token is verified again after so long: for so long Feast keeps a provider's keys, too."""
 TOKENS_KEPT = 10_000
@@ -43,12 +41,6 @@ EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 NEVER = "1970-01-01T00:00:00Z"
 
 
-class RequestRefused(DataError, Refusal):
-    """What Feast could not make anything of."""
-
-    status = 422
-
-
 class ReadApp:
     """ASGI application around Feast's.
 
@@ -58,58 +50,47 @@ class ReadApp:
     """
 
     def __init__(self, feast: ASGIApp, store: FeatureStore) -> None:
-        self._feast, self._reader, self._users = feast, OnlineReader(store), Users(now=time.time)
+        self._feast, self._store, self._reader, self._users = feast, store, OnlineReader(store), Users(now=time.time)
         settings = getattr(store.config.feature_server, "metrics", None) or MetricsConfig()
         self._bins = settings.feature_count_bins
         self._careful_until = 0.0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if not _is_lookup(scope):
-            if scope["type"] == "http" and scope["path"] in WRITES:
-                await self._pass_on(scope, receive, send)
-            else:
-                await self._feast(scope, receive, send)
+        is_lookup = _is_json(scope, PATH) and not scope["query_string"]  # a query may name another project
+        if not is_lookup and not _is_json(scope, PUSH, WRITE):
+            await self._feast(scope, receive, send)
             return
         started, messages = time.monotonic(), [await receive()]
         while messages[-1].get("more_body"):
             messages.append(await receive())
+        body, content = b"".join(message.get("body", b"") for message in messages), None
         try:
             user = await self._users.of(scope)
-            body = b"".join(message.get("body", b"") for message in messages)
-            content = await self._look_up(body, user, started)
+            if is_lookup:
+                content = await self._look_up(body, user, started)
+            else:
+                rows = await run_in_threadpool(self._incoming, scope["path"], body, user)
+                messages = [{"type": "http.request", "body": rows}]
         except Refusal as error:
-            _count_request(started, "error")
-            await _refuse(send, error)
+            _count_request(scope["path"], started, "error")
+            await _send(send, error.http_status_code(), json.dumps(error.to_error_detail()).encode())
             return
         except Exception:  # whatever it is, Feast says it to the client
             content = None
         if content is None:
-            await self._pass_on(scope, _again(messages, receive), send)
+            await self._feast(scope, _again(messages, receive), send)
         else:
             await _send(send, 200, content)
 
-    async def _pass_on(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Feast's answer, but for a 500 that the request itself has caused."""
-        held: list[Message] = []
-
-        async def sending(message: Message) -> None:
-            if held or message.get("status") == 500:
-                held.append(message)
-            else:
-                await send(message)
-
-        raised = None
-        try:
-            await self._feast(scope, receive, sending)
-        except Exception as error:
-            raised = error
-        if held and isinstance(raised, WRONG_REQUEST):
-            await _refuse(send, RequestRefused(f"{type(raised).__name__}: {raised}", remedy="correct the request"))
-            return
-        for message in held:
-            await send(message)
-        if raised:
-            raise raised
+    def _incoming(self, path: str, body: bytes, user: User | None) -> bytes:
+        """The body for Feast; without rows where it refuses the view or the user."""
+        asked = json.loads(body)
+        view = view_of(self._store, path, asked)
+        security = get_security_manager()
+        if security is not None:
+            security.set_current_user(cast("User", user))
+        may_write = view and permitted_resources([view], actions=[AuthzedAction.WRITE_ONLINE])
+        return json.dumps(asked | {"df": incoming_rows(view, asked) if view and may_write else {}}).encode()
 
     async def _look_up(self, body: bytes, user: User | None, started: float) -> bytes | None:
         """The body of the answer, from here where the store is quick, else from a thread."""
@@ -120,24 +101,20 @@ class ReadApp:
 
     def _answer(self, body: bytes, user: User | None, started: float, *, hurried: bool = False) -> bytes | None:
         """The body of the answer; None where no plan covers what is asked."""
-        asked = json.loads(body)
-        wanted, entities = _wanted(asked), asked["entities"]
-        plan = wanted and self._reader.plan(wanted, user=user)
-        if plan is None:
+        asked = GetOnlineFeaturesRequest.model_validate(json.loads(body))
+        plan = self._reader.plan(_wanted(asked), user=user)
+        keys = plan and self._reader.keys(plan, asked.entities)
+        if not plan or not keys or asked.include_feature_view_version_metadata:
             return None
         read = time.monotonic()
         try:
-            found = self._reader.read(plan, entities, hurried=hurried)
+            found = self._reader.read(plan, keys, hurried=hurried)
         finally:
             read_seconds = time.monotonic() - read
             if read_seconds > SLOW_SECONDS:
                 self._careful_until = read + read_seconds + CAREFUL_SECONDS
-        if found is None:
-            return None
-        content = json.dumps(
-            respond(entities, found), ensure_ascii=False, allow_nan=False, separators=(",", ":")
-        ).encode()
-        num_keys = len(next(iter(entities.values())))
+        content = json.dumps(respond(keys, found), ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+        num_keys = len(next(iter(keys.values())))
         feast_metrics.track_online_features_entities(num_keys)
         feast_metrics.track_online_store_read(read_seconds)
         for one in found:
@@ -146,7 +123,7 @@ class ReadApp:
                 one.part.layout.view, num_known, len(one.columns) * num_keys - num_known
             )
         num_features = bin_feature_count(sum(len(one.columns) for one in found), self._bins)
-        _count_request(started, "success", feature_count=num_features, feature_view_count=str(len(found)))
+        _count_request(PATH, started, "success", feature_count=num_features, feature_view_count=str(len(found)))
         return content
 
 
@@ -196,12 +173,14 @@ def respond(entities: dict[str, list[Any]], found: Sequence[Found]) -> dict[str,
     return {"results": results, "metadata": {"feature_names": names}}
 
 
-def _count_request(started: float, status: str, *, feature_count: str = "", feature_view_count: str = "") -> None:
-    """Count a lookup as Feast does."""
+def _count_request(
+    path: str, started: float, status: str, *, feature_count: str = "", feature_view_count: str = ""
+) -> None:
+    """Count a request as Feast does."""
     if feast_metrics._config.request:
         labels = {"feature_count": feature_count, "feature_view_count": feature_view_count}
-        feast_metrics.request_latency.labels(endpoint=PATH, **labels).observe(time.monotonic() - started)
-        feast_metrics.request_count.labels(endpoint=PATH, status=status).inc()
+        feast_metrics.request_latency.labels(endpoint=path, **labels).observe(time.monotonic() - started)
+        feast_metrics.request_count.labels(endpoint=path, status=status).inc()
 
 
 async def _send(send: Send, status: int, content: bytes) -> None:
@@ -210,31 +189,17 @@ async def _send(send: Send, status: int, content: bytes) -> None:
     await send({"type": "http.response.body", "body": content})
 
 
-async def _refuse(send: Send, refusal: Refusal) -> None:
-    await _send(send, refusal.http_status_code(), json.dumps(refusal.to_error_detail()).encode())
-
-
-def _is_lookup(scope: Scope) -> bool:
-    if scope["type"] != "http" or scope["path"] != PATH or scope["method"] != "POST" or scope["query_string"]:
-        return False  # a query may name another project
+def _is_json(scope: Scope, *paths: str) -> bool:
+    if scope["type"] != "http" or scope["path"] not in paths or scope["method"] != "POST":
+        return False
     kind = next((value for name, value in scope["headers"] if name == b"content-type"), b"")
     return bool(kind.partition(b";")[0].strip().lower() == b"application/json")
 
 
-def _wanted(asked: Any) -> Wanted | None:
-    """What a request names; None where it is not as Feast's clients write it."""
-    service, features = asked.get("feature_service"), asked.get("features", [])
-    full_names = asked.get("full_feature_names", False)
-    if (
-        not isinstance(service, str | None)
-        or not isinstance(full_names, bool)
-        or asked.get("include_feature_view_version_metadata", False) is not False
-        or not all(isinstance(column, list) for column in asked["entities"].values())
-        or not isinstance(features, list)
-        or not all(isinstance(feature, str) for feature in features)
-    ):
-        return None
-    return Wanted(service, (), full_names) if service else Wanted("", tuple(features), full_names)
+def _wanted(asked: GetOnlineFeaturesRequest) -> Wanted:
+    """What a request names."""
+    service, full_names = asked.feature_service, asked.full_feature_names
+    return Wanted(service, (), full_names) if service else Wanted("", tuple(asked.features), full_names)
 
 
 def _again(messages: list[Message], receive: Receive) -> Receive:

@@ -4,7 +4,7 @@ Plans are made by Feast's own functions, which know the registry and who may rea
 registry changes. Of what no plan covers Feast itself knows the answer, or what is wrong with it.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple, cast
@@ -18,18 +18,18 @@ from feast.utils import _get_online_request_context
 
 from storyrec.errors import DataError
 from storyrec.features.feast_rows import MODEL, layout_of
+from storyrec.features.incoming import INT64
 from storyrec.features.online_store import PackedOnlineStore
 from storyrec.features.packed import Layout, Row
 from storyrec.features.refusals import Refusal
 
 PLANS_KEPT = 1_000
-INT64 = range(-(2**63), 2**63)
 ID_MEANS = "a whole number of 64 bits, without a fraction"
 MODEL_MEANS = "a model's version, or current"
 
 
 class LookupRefused(DataError, Refusal):
-    """Keys that cannot be looked up."""
+    """Features or keys that cannot be looked up."""
 
     status = 422
 
@@ -111,47 +111,48 @@ class OnlineReader:
             self._registry = registry
         return self._plans(wanted, user)
 
-    def read(
-        self, plan: Sequence[Part], entities: Mapping[str, Sequence[Any]], *, hurried: bool = False
-    ) -> list[Found] | None:
-        """The features of the asked keys; None where Feast has to say which keys are meant.
+    def keys(self, plan: Sequence[Part], entities: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
+        """The keys of a plan, as they are looked up: what else was sent is left out.
+
+        Args:
+            plan: what is read.
+            entities: a column a key, or what Feast takes for one: an entity's name, an id as text.
+
+        Raises:
+            LookupRefused: a key is missing or of another type, or there are not as many of each.
+        """
+        readers: dict[str, Callable[[Any, str], int | str]] = {part.layout.key: _id for part in plan}
+        if any(part.layout.by_model for part in plan):
+            readers[MODEL] = _model
+        named = entities
+        if entities.keys() != readers.keys():
+            join_keys = {entity.name: entity.join_key for entity in self._store.list_entities(allow_cache=True)}
+            named = {join_keys.get(name, name): column for name, column in entities.items()}
+        _require_columns(entities, named.keys(), readers.keys())
+        return {name: [readers[name](key, name) for key in column] for name, column in named.items() if name in readers}
+
+    def read(self, plan: Sequence[Part], keys: Mapping[str, Sequence[Any]], *, hurried: bool = False) -> list[Found]:
+        """The features of the asked keys.
 
         Args:
             plan: what to read.
-            entities: a column a key, each an int64 or a model.
+            keys: of the plan, as `keys` gives them.
             hurried: for who cannot wait for the store.
 
         Raises:
-            LookupRefused: a key is missing or of another type.
             ModelNotOnline: a key names a model whose rows are not online.
             StoreSilent: the store does not answer.
         """
-        ids = {part.layout.key for part in plan}
-        models = {MODEL} if any(part.layout.by_model for part in plan) else set()
-        num_keys = {len(column) for column in entities.values()}
-        if entities.keys() != ids | models or len(num_keys) != 1 or num_keys == {0}:
-            if not entities.keys() & self._names():
-                _require_columns(entities, ids | models)
-            return None
-        for name in models:
-            _require(name, (model for model in entities[name] if type(model) is not str or not model), MODEL_MEANS)
-        columns = {name: [key for key in entities[name] if type(key) is not int or key not in INT64] for name in ids}
-        for name, column in columns.items():
-            _require(name, (key for key in column if type(key) is not str or not key.isdecimal()), ID_MEANS)
-        if any(columns.values()):
-            return None
-        asked = [(part.layout, entities[part.layout.key]) for part in plan]
+        asked = [(part.layout, keys[part.layout.key]) for part in plan]
         online = self._hurried if hurried else self._online
-        rows = online.rows(self._store.config, asked, entities.get(MODEL, ()))
+        rows = online.rows(self._store.config, asked, keys.get(MODEL, ()))
         return [_found(part, of_part) for part, of_part in zip(plan, rows, strict=True)]
-
-    def _names(self) -> set[str]:
-        """What Feast takes for a key, too: the names of the entities."""
-        return {entity.name for entity in self._store.list_entities(allow_cache=True)} - {MODEL}
 
     def _plan(self, wanted: Wanted, user: User | None) -> tuple[Part, ...] | None:
         store = self._store
         service = store.get_feature_service(wanted.service, allow_cache=True) if wanted.service else None
+        if not service:
+            self._require_features(wanted.features)
         features = service or [*wanted.features]
         context = _get_online_request_context(store.registry, store.project, features, wanted.full_names)
         on_demand, views = context[1], context[5]
@@ -170,6 +171,20 @@ class OnlineReader:
             parts.append(Part(layout, names, tuple(prefix + name for name in names)))
         return tuple(parts)
 
+    def _require_features(self, features: Sequence[str]) -> None:
+        """Refuse what is no feature of its view; an unknown view is Feast's to refuse."""
+        for feature in features or [""]:
+            view, _, name = feature.partition(":")
+            of_view = self._store.get_feature_view(view.partition("@")[0], allow_registry_cache=True) if name else None
+            known = [f"{view}:{field.name}" for field in of_view.features] if of_view else []
+            if feature not in known:
+                raise LookupRefused(
+                    f"there is no feature '{feature}'",
+                    expected=", ".join(known) or "a service, or features as view:feature",
+                    where="features",
+                    remedy="name what is in the catalog, docs/feature-catalog.md",
+                )
+
 
 def _found(part: Part, rows: Sequence[Row | None]) -> Found:
     columns = []
@@ -179,22 +194,33 @@ def _found(part: Part, rows: Sequence[Row | None]) -> Found:
     return Found(part, columns, [None if row is None else row.event_us for row in rows])
 
 
-def _require_columns(entities: Mapping[str, Sequence[Any]], keys: set[str]) -> None:
-    missing = keys - entities.keys()
+def _require_columns(entities: Mapping[str, Sequence[Any]], named: Set[str], keys: Set[str]) -> None:
+    missing = keys - named
     if missing:
-        raise LookupRefused(
-            f"no {', '.join(sorted(missing))}, but {', '.join(sorted(entities)) or 'nothing'}",
-            expected=f"the keys {', '.join(sorted(keys))}",
-            where="entities",
-            remedy="name the keys of the service, see docs/feature-catalog.md",
-        )
+        found = f"no {', '.join(sorted(missing))}, but {', '.join(sorted(entities)) or 'nothing'}"
+    elif len({len(column) for column in entities.values()}) != 1 or not all(entities.values()):
+        found = ", ".join(f"{len(column)} of {name}" for name, column in entities.items())
+    else:
+        return
+    raise _refused(
+        found,
+        expected=f"the keys {', '.join(sorted(keys))}, at least one, as many of each",
+        remedy="name the keys of the service, see docs/feature-catalog.md",
+    )
 
 
-def _require(name: str, wrong: Iterable[Any], expected: str) -> None:
-    for value in wrong:
-        raise LookupRefused(
-            f"{name} is {value!r}",
-            expected=expected,
-            where="entities",
-            remedy="send the ids of the logs, as JSON numbers",
-        )
+def _id(key: Any, name: str) -> int:
+    number = int(key) if isinstance(key, str) and key.isdecimal() else key
+    if type(number) is not int or number not in INT64:
+        raise _refused(f"{name} is {key!r}", expected=ID_MEANS, remedy="send the ids of the logs, as JSON numbers")
+    return number
+
+
+def _model(key: Any, name: str) -> str:
+    if not isinstance(key, str) or not key:
+        raise _refused(f"{name} is {key!r}", expected=MODEL_MEANS, remedy="name a model that is online")
+    return key
+
+
+def _refused(found: str, *, expected: str, remedy: str) -> LookupRefused:
+    return LookupRefused(found, expected=expected, where="entities", remedy=remedy)

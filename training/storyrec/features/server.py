@@ -12,8 +12,8 @@ from storyrec.features.repository import feature_repo, light_import, settings_fi
 from storyrec.features.store import open_feature_store
 from storyrec.serving.server import listen
 
-DISCOVERY = "STORYREC_OIDC_DISCOVERY"
-"""Environment variable: where the provider of tokens describes itself."""
+TOKENS = ("STORYREC_OIDC_DISCOVERY", "STORYREC_OIDC_AUDIENCE")
+"""Environment variables: where the provider of tokens describes itself, and which of its tokens are for this server."""
 
 
 def serve_features(config: Config) -> None:
@@ -23,16 +23,17 @@ def serve_features(config: Config) -> None:
         config: settings; feature_server, locations.work, profile.
 
     Raises:
-        ConfigError: the cluster profile without an OpenID provider.
+        ConfigError: the cluster profile without an OpenID provider and an audience.
         PlatformError: the port is taken, a store does not answer, or the server ended by itself.
     """
     settings, repo = config.feature_server, feature_repo()
-    if config.profile == "cluster" and not os.environ.get(DISCOVERY):
+    missing = [name for name in TOKENS if not os.environ.get(name)]
+    if config.profile == "cluster" and missing:
         raise ConfigError(
-            f"not set: {DISCOVERY}",
-            expected="the provider's URL that ends in /.well-known/openid-configuration",
+            f"not set: {', '.join(missing)}",
+            expected="the provider's URL that ends in /.well-known/openid-configuration; its tokens' audience",
             where=str(settings_file(repo, profile=config.profile)),
-            remedy="set this environment variable: the server of a cluster lets nobody in without a token",
+            remedy="set these environment variables: the server of a cluster lets nobody in without a token",
         )
     open_feature_store(config.locations.work, profile=config.profile)  # registers the definitions
     listen(settings.host, settings.port).close()

@@ -44,6 +44,11 @@ with light_import():
 THE_BEGINNING = datetime(1970, 1, 1, tzinfo=UTC)
 ONE_MICROSECOND = timedelta(microseconds=1)
 PUSHED_AT_A_TIME = 10_000
+LOOK_AFTER = "check that the stores run and that the day's features are built and materialized"
+REGISTER_ANEW = (
+    "check that the registry's database runs (local: feast/registry.db in the work folder); one that is damaged or of "
+    "another Feast may be removed: it is made anew from the definitions, values online and offline stay"
+)
 
 Int64s = npt.NDArray[np.int64]
 
@@ -108,7 +113,7 @@ class FeatureStoreClient:
     def apply(self) -> None:
         """Register the definitions; nothing happens where they are registered already."""
         definitions = load_definitions(self._repo, features=self._features)
-        with one_writer(self._lock), _feast("register the definitions"):
+        with one_writer(self._lock), _feast("register the definitions", remedy=REGISTER_ANEW):
             self._store.apply(
                 [*definitions.entities, *definitions.views, *definitions.services, *definitions.permissions]
             )
@@ -365,10 +370,10 @@ class FeatureStoreClient:
         }
         with _feast("read online features"):
             plan = self._reader.plan(Wanted(service))
-            found = plan and self._reader.read(plan, entities)
-            if not found:  # Feast says why
+            if plan is None:
                 features = self._store.get_feature_service(service, allow_cache=True)
                 return self._store.get_online_features(features=features, entity_rows=entities).to_dict()
+            found = self._reader.read(plan, self._reader.keys(plan, entities))
         return entities | {
             name: column for one in found for name, column in zip(one.part.names, one.columns, strict=True)
         }
@@ -424,7 +429,7 @@ def open_feature_store(work: str, *, profile: Literal["local", "cluster"]) -> Fe
         settings["registry"]["path"] = f"sqlite:///{folder}/registry.db"
         settings["online_store"]["path"] = str(folder / "online.db")
         write_file(folder / "feature_store.yaml", yaml.safe_dump(settings, sort_keys=False).encode())
-    with _feast("open"):
+    with _feast("open its registry", remedy=REGISTER_ANEW):
         config = RepoConfig(**settings)
         config.repo_path = repo
         store = FeatureStore(repo_path=str(repo), config=config)
@@ -447,7 +452,7 @@ def _microseconds(time: datetime) -> int:
 
 
 @contextlib.contextmanager
-def _feast(verb: str) -> Iterator[None]:
+def _feast(verb: str, *, remedy: str = LOOK_AFTER) -> Iterator[None]:
     try:
         yield
     except StoryrecError:
@@ -457,7 +462,7 @@ def _feast(verb: str) -> Iterator[None]:
             f"the feature store did not {verb}: {type(error).__name__}: {error}",
             expected="an offline and an online store that answer",
             where="feature_repo/feature_store.yaml, or feature_store.cluster.yaml in the cluster profile",
-            remedy="check that the stores run and that the day's features are built and materialized",
+            remedy=remedy,
         ) from error
 
 
