@@ -1,5 +1,6 @@
 """Drift of sequence lengths and embedding norms, against the trailing days."""
 
+import io
 import json
 from datetime import timedelta
 
@@ -7,11 +8,12 @@ import numpy as np
 import pytest
 from feature_world import World, at, day_of
 from item_world import deploy
+from rich.console import Console
 
 from storyrec.config import Config, Rules
 from storyrec.errors import DataError, MissingPartition
 from storyrec.features.build import build_features
-from storyrec.features.drift import Distribution, measure_drift, require_stable, stability_index
+from storyrec.features.drift import Distribution, measure_drift, print_drift, require_stable, stability_index
 from storyrec.features.publish import publish_features
 
 TRAILING = 3
