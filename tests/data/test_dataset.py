@@ -44,18 +44,7 @@ def dataset(written: Path, tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 
 
 def test_no_sequence_holds_a_click_at_or_after_its_impression_or_before_its_history(dataset: Dataset) -> None:
-    for instances in (dataset.train, dataset.validation, dataset.holdout):
-        since_us = (instances.shown_us_B // DAY_US - dataset.windows.history_days) * DAY_US
-        for start, stop, log in (
-            (instances.story_start_B, instances.story_stop_B, dataset.story_clicks),
-            (instances.product_start_B, instances.product_stop_B, dataset.product_clicks),
-        ):
-            some = stop > start
-            assert some.any()
-            assert (log.clicked_us_C[stop[some] - 1] < instances.shown_us_B[some]).all()
-            assert (log.clicked_us_C[start[some]] >= since_us[some]).all()
-            assert (log.user_ids_C[start[some]] == instances.user_ids_B[some]).all()
-            assert (stop - start).max() <= dataset.sequence_length
+    require_sequences_inside(dataset)
     assert (dataset.holdout.product_stop_B - dataset.holdout.product_start_B).max() == dataset.sequence_length
 
 
@@ -75,12 +64,29 @@ def test_clicks_reach_back_to_the_first_day_and_up_to_the_last(dataset: Dataset)
     assert (dataset.products.item_ids_N[dataset.product_click_rows_C] == dataset.product_clicks.item_ids_C).all()
 
 
-def test_a_days_of_history_setting_shortens_the_click_log(written: Path, tmp_path: Path) -> None:
+def test_a_days_of_history_setting_shortens_the_click_log_and_the_sequences(written: Path, tmp_path: Path) -> None:
     config = planted_config(written, history_days=1, training_days=2)
     dataset = build_dataset(config, day=LAST_DAY, out=tmp_path / "dataset")
     start = midnight_us(LAST_DAY - timedelta(days=3))
     assert start <= dataset.story_clicks.clicked_us_C.min() < start + DAY_US
     assert start <= dataset.product_clicks.clicked_us_C.min() < start + DAY_US
+    require_sequences_inside(dataset)
+
+
+def require_sequences_inside(dataset: Dataset) -> None:
+    """No sequence holds a click at or after its impression, or before its history."""
+    for instances in (dataset.train, dataset.validation, dataset.holdout):
+        since_us = (instances.shown_us_B // DAY_US - dataset.windows.history_days) * DAY_US
+        for start, stop, log in (
+            (instances.story_start_B, instances.story_stop_B, dataset.story_clicks),
+            (instances.product_start_B, instances.product_stop_B, dataset.product_clicks),
+        ):
+            some = stop > start
+            assert some.any()
+            assert (log.clicked_us_C[stop[some] - 1] < instances.shown_us_B[some]).all()
+            assert (log.clicked_us_C[start[some]] >= since_us[some]).all()
+            assert (log.user_ids_C[start[some]] == instances.user_ids_B[some]).all()
+            assert (stop - start).max() <= dataset.sequence_length
 
 
 def test_the_catalog_holds_the_items_of_the_held_out_day_and_pairs_do_not(dataset: Dataset) -> None:

@@ -1,5 +1,7 @@
 """Instances: which impressions train, validate and are held out."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -41,6 +43,13 @@ def test_the_draw_of_a_day_does_not_depend_on_the_other_days() -> None:
     alone = balance(all_of_them.take(all_of_them.shown_us_B // DAY_US == 2), seed=1)
     together = balance(all_of_them, seed=1)
     assert alone.user_ids_B.tolist() == together.user_ids_B[together.shown_us_B // DAY_US == 2].tolist()
+
+
+def test_two_days_of_the_same_impressions_have_draws_of_their_own() -> None:
+    day = random_impressions(num_days=1)
+    first, second = (balance(replace(day, shown_us_B=day.shown_us_B + n * DAY_US), seed=1) for n in (0, 1))
+    assert len(first) == len(second)
+    assert first.user_ids_B.tolist() != second.user_ids_B.tolist()
 
 
 def test_a_day_with_more_clicks_than_others_keeps_all_it_has() -> None:

@@ -1,5 +1,6 @@
 """Drift of sequence lengths and embedding norms, against the trailing days."""
 
+import io
 import json
 from datetime import timedelta
 
@@ -7,11 +8,12 @@ import numpy as np
 import pytest
 from feature_world import World, at, day_of
 from item_world import deploy
+from rich.console import Console
 
 from storyrec.config import Config, Rules
 from storyrec.errors import DataError, MissingPartition
 from storyrec.features.build import build_features
-from storyrec.features.drift import Distribution, measure_drift, require_stable, stability_index
+from storyrec.features.drift import Distribution, measure_drift, print_drift, require_stable, stability_index
 from storyrec.features.publish import publish_features
 
 TRAILING = 3
@@ -104,7 +106,7 @@ def test_too_few_trailing_days_are_not_judged(world: World, config: Config) -> N
     require_stable(measure_drift(config, day=day_of(4)))
 
 
-def test_the_report_is_json_without_nan(world: World, config: Config) -> None:
+def test_the_report_is_json_without_nan_and_is_shown_uncut(world: World, config: Config) -> None:
     build_features(config, day=day_of(4))
     report = measure_drift(config, day=day_of(4))
     text = (world.folder / f"work/features/drift/dt={day_of(4)}.json").read_text()
@@ -116,6 +118,10 @@ def test_the_report_is_json_without_nan(world: World, config: Config) -> None:
     assert (read["day"], read["trailing_days"]) == (str(day_of(4)), TRAILING)
     assert [found["name"] for found in read["distributions"]] == [found.name for found in report.distributions]
     assert read["distributions"][-1]["median"] is None  # nothing is published
+
+    screen = io.StringIO()
+    print_drift(report, console=Console(file=screen, width=80))
+    assert [found.name for found in report.distributions if f" {found.name} " not in screen.getvalue()] == []
 
 
 def test_a_day_that_is_not_built_is_refused(world: World, config: Config) -> None:

@@ -278,6 +278,11 @@ def test_what_cannot_be_answered_is_refused_by_feast(both: Both, body: Any, more
             422,
             "no feature 'user_story_sequence:nothing'",
         ),
+        (
+            {"feature_service": None, "features": ["user_story_sequence:story_ids"] * 2, "entities": {"user_id": [1]}},
+            422,
+            "two features of one name",
+        ),
         ({"feature_service": None, "features": ["story_ids"], "entities": {"user_id": [1]}}, 422, "'story_ids'"),
         ({"entities": {"user_id": [1.5]}}, 422, "user_id is 1.5"),
         ({"entities": {"user_id": [True]}}, 422, "user_id is True"),

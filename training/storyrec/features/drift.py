@@ -133,7 +133,7 @@ def stability_index(values: Floats, trailing: Floats, *, edges: Floats) -> float
 def print_drift(report: DriftReport, *, console: Console) -> None:
     """Show a report to a person."""
     table = Table(title=f"{report.day} against up to {report.trailing_days} days before", title_justify="left")
-    table.add_column("distribution")
+    table.add_column("distribution", no_wrap=True, min_width=max(len(found.name) for found in report.distributions))
     for name in ("values", "trailing", "median", "trailing median", "stability index", "verdict"):
         table.add_column(name, justify="right")
     for found in report.distributions:

@@ -10,6 +10,7 @@ from functools import lru_cache
 from typing import Any, NamedTuple, cast
 
 from feast import FeatureStore, FeatureView
+from feast.errors import FeatureNameCollisionError
 from feast.infra.registry.caching_registry import CachingRegistry
 from feast.permissions.action import AuthzedAction
 from feast.permissions.security_manager import assert_permissions, get_security_manager
@@ -154,7 +155,15 @@ class OnlineReader:
         if not service:
             self._require_features(wanted.features)
         features = service or [*wanted.features]
-        context = _get_online_request_context(store.registry, store.project, features, wanted.full_names)
+        try:
+            context = _get_online_request_context(store.registry, store.project, features, wanted.full_names)
+        except FeatureNameCollisionError:
+            raise LookupRefused(
+                f"two features of one name: {', '.join(wanted.features)}",
+                expected="each feature once, no two of one name unless full_feature_names is true",
+                where="features",
+                remedy="ask for them in two requests, or by their full names",
+            ) from None
         on_demand, views = context[1], context[5]
         security = get_security_manager()
         if security is not None:
