@@ -87,7 +87,7 @@ class Both:
 def has_odd_key(entities: dict[str, list[Any]]) -> bool:
     """Whether Feast may take a key for one that it is not."""
     return any(
-        type(key) is not str or not key if name == "model" else type(key) not in (int, str)
+        type(key) is not str or not key if name == "model" else type(key) is not int and not str(key).isdecimal()
         for name in entities
         for key in entities[name]
     )

@@ -184,7 +184,8 @@ class OnlineReader:
         """Refuse what is no feature of its view; an unknown view is Feast's to refuse."""
         for feature in features or [""]:
             view, _, name = feature.partition(":")
-            of_view = self._store.get_feature_view(view.partition("@")[0], allow_registry_cache=True) if name else None
+            view = view.partition("@")[0]  # of versions written so Feast makes an error of its own
+            of_view = self._store.get_feature_view(view, allow_registry_cache=True) if name else None
             known = [f"{view}:{field.name}" for field in of_view.features] if of_view else []
             if feature not in known:
                 raise LookupRefused(
