@@ -317,7 +317,7 @@ def test_an_online_store_that_is_down_is_one_clear_error(
     build_features(world.config, day=day_of(4))
     monkeypatch.setenv("STORYREC_REDIS", "127.0.0.1:1")
     config = world.config.model_copy(update={"profile": "cluster"})
-    with pytest.raises(PlatformError, match="did not read the online store"):
+    with pytest.raises(PlatformError, match="online store does not answer: ConnectionError"):
         materialize_features(config, day=day_of(4), now=NOW)
     monkeypatch.setenv("STORYREC_REDIS", redis)
     materialize_features(config, day=day_of(4), now=NOW)
