@@ -21,6 +21,7 @@ ENV PATH=/opt/airflow/bin:$PATH \
     STORYREC_FEATURE_REPO=/opt/storyrec/feature_repo \
     AIRFLOW_HOME=/opt/airflow/home \
     AIRFLOW__CORE__DAGS_FOLDER=/opt/storyrec/dags \
+    AIRFLOW__CORE__PLUGINS_FOLDER=/opt/storyrec/dags/plugins \
     AIRFLOW__CORE__LOAD_EXAMPLES=False \
     PYTHONPATH=/opt/storyrec/dags
 RUN mkdir -p /opt/airflow/home && chown -R storyrec /opt/airflow/home

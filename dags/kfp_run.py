@@ -9,7 +9,8 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from airflow.sdk import BaseOperator, Context
+from airflow.sdk import BaseOperator, BaseOperatorLink, Context
+from airflow.sdk.configuration import conf
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
@@ -23,17 +24,29 @@ from storyrec.kubeflow import (
     terminate_run,
     wait_for_run,
 )
-from storyrec_tasks import Step, partition_day, settings_file
+from storyrec_tasks import REPORTS, Step, partition_day, settings_file
+
+
+class ReportLink(BaseOperatorLink):
+    """The task's link to the day's report (`plugins/report_page.py`)."""
+
+    name = "Report"
+
+    def get_link(self, operator: BaseOperator, *, ti_key: Any) -> str:
+        """The page's address; Airflow hands over the instance that has just ended."""
+        day = partition_day(ti_key.get_template_context())
+        return f"{conf.get('api', 'base_url', fallback='').rstrip('/')}{REPORTS}/{day}"
 
 
 class KfpRunOperator(BaseOperator):
     """Runs the training pipeline for the day of the run; `profile` of the settings says where.
 
-    A retried task finds the run that its earlier try started and does not start a second one. The task returns where
-    the day's report lies: the last line of its log, and its XCom.
+    A retried task finds the run that its earlier try started and does not start a second one. The task links to the
+    day's report, and returns where it lies: the last line of its log, and its XCom.
     """
 
     template_fields: Sequence[str] = ()
+    operator_extra_links = (ReportLink(),)
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)

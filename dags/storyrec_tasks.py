@@ -30,6 +30,9 @@ FEATURES = Asset("features", uri="storyrec://features")
 MODEL = Asset("model", uri="storyrec://model")
 PUBLISHED_FEATURES = Asset("published_features", uri="storyrec://published_features")
 
+REPORTS = "/storyrec/reports"
+"""Where Airflow's server shows the reports, a page a day."""
+
 USER_ERROR_EXIT_CODE = 2  # storyrec.errors.EXIT_CODE: another try would meet the same bad input
 SECONDS_TO_END = 10
 _LIBC = ctypes.CDLL(None)

@@ -8,8 +8,8 @@ from storyrec_tasks import FEATURES, MODEL, one_run_at_a_time
 TRIAGE = """
 ### train_adapt: is there a better model this morning?
 Starts when `features` has a new partition; the partition key is the day. A challenger that the gate refuses is *not* a
-failure: the task is green, the old champion stays, and `runs/dt=DAY/verdict.json` and `report.html` say why. Where the
-report lies is the last line of the task's log, and its XCom `return_value`.
+failure: the task is green, the old champion stays, and `runs/dt=DAY/verdict.json` and `report.html` say why. The task's
+link *Report* opens that page; where it lies is the last line of the log, and the XCom `return_value`.
 
 **train_adapt failed.** On one machine the log holds the failed step's message. On a cluster it names the Kubeflow
 run: open it in the Pipelines UI. The old champion is still deployed. Mend the cause and clear the task: finished

@@ -22,7 +22,7 @@ def work(beat):
         beat()
 
 if __name__ == "__main__":
-    run_workers(work, number=2, silent_seconds=2.0)
+    run_workers(work, number=2, begun=lambda: print(*Path(sys.argv[1]).iterdir(), flush=True), silent_seconds=2.0)
 """
 
 
@@ -31,7 +31,8 @@ def running(folder: Path) -> Iterator[subprocess.Popen[bytes]]:
     """A process with two workers, each of which leaves a file named as itself."""
     (folder / "script.py").write_text(SCRIPT)
     (folder / "begun").mkdir()
-    supervisor = subprocess.Popen([sys.executable, str(folder / "script.py"), str(folder / "begun")])
+    command = [sys.executable, str(folder / "script.py"), str(folder / "begun")]
+    supervisor = subprocess.Popen(command, stdout=subprocess.PIPE)
     try:
         yield supervisor
     finally:
@@ -73,6 +74,18 @@ def test_a_worker_that_dies_is_replaced_and_all_end_when_told(tmp_path: Path) ->
         supervisor.terminate()
         assert supervisor.wait(10) == 0
         assert all_gone(begun(tmp_path, number=3), seconds=0)
+
+
+def test_what_waits_for_the_first_worker_is_called_once(tmp_path: Path) -> None:
+    with running(tmp_path) as supervisor:
+        first, _ = begun(tmp_path, number=2)
+        os.kill(first, signal.SIGKILL)
+        begun(tmp_path, number=3)
+        time.sleep(0.6)
+        supervisor.terminate()
+        assert supervisor.stdout is not None
+        (called,) = supervisor.stdout.read().splitlines()
+        assert called  # a worker had begun
 
 
 def test_a_worker_that_falls_silent_is_replaced(tmp_path: Path) -> None:

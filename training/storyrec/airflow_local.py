@@ -180,6 +180,7 @@ class AirflowLocal:
         options: dict[str, dict[str, object]] = {
             "core": {
                 "dags_folder": self.dags,
+                "plugins_folder": self.dags / "plugins",
                 "executor": "LocalExecutor",
                 "parallelism": PARALLEL_TASKS,
                 "load_examples": False,

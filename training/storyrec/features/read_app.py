@@ -22,9 +22,11 @@ from feast.permissions.auth.auth_manager import get_auth_manager
 from feast.permissions.security_manager import get_security_manager, permitted_resources
 from feast.permissions.user import User
 from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import QueryParams
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from storyrec.errors import DataError
 from storyrec.features.incoming import PUSH, WRITE, incoming_rows, view_of
 from storyrec.features.reads import Found, OnlineReader, Wanted
 from storyrec.features.refusals import Refusal, StoreSilent
@@ -39,6 +41,22 @@ SLOW_SECONDS, CAREFUL_SECONDS = 0.1, 10.0
 """After a read that took so long, threads answer for a while, so that a store that hangs holds up lookups alone."""
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 NEVER = "1970-01-01T00:00:00Z"
+
+
+class OtherProject(DataError, Refusal):
+    """A project that this server does not hold.
+
+    Feast asks the permissions of the project that a request names, and where there are none lets everybody do all.
+    """
+
+    status = 404
+
+
+class ForFeast(Exception):
+    """A lookup that is right and that no plan covers: its body without what Feast could stumble over."""
+
+    def __init__(self, body: bytes) -> None:
+        self.body = body
 
 
 class ReadApp:
@@ -56,7 +74,12 @@ class ReadApp:
         self._careful_until = 0.0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        is_lookup = _is_json(scope, PATH) and not scope["query_string"]  # a query may name another project
+        is_lookup = _is_json(scope, PATH)
+        try:
+            _require_project(scope, self._store.project)
+        except OtherProject as error:
+            await _refuse(send, error)
+            return
         if not is_lookup and not _is_json(scope, PUSH, WRITE):
             await self._feast(scope, receive, send)
             return
@@ -73,8 +96,10 @@ class ReadApp:
                 messages = [{"type": "http.request", "body": rows}]
         except Refusal as error:
             _count_request(scope["path"], started, "error")
-            await _send(send, error.http_status_code(), json.dumps(error.to_error_detail()).encode())
+            await _refuse(send, error)
             return
+        except ForFeast as looked_at:
+            messages = [{"type": "http.request", "body": looked_at.body}]
         except Exception:  # whatever it is, Feast says it to the client
             content = None
         if content is None:
@@ -100,12 +125,14 @@ class ReadApp:
         return await run_in_threadpool(self._answer, body, user, started)
 
     def _answer(self, body: bytes, user: User | None, started: float, *, hurried: bool = False) -> bytes | None:
-        """The body of the answer; None where no plan covers what is asked."""
+        """The body of the answer; None where there is no plan."""
         asked = GetOnlineFeaturesRequest.model_validate(json.loads(body))
         plan = self._reader.plan(_wanted(asked), user=user)
-        keys = plan and self._reader.keys(plan, asked.entities)
-        if not plan or not keys or asked.include_feature_view_version_metadata:
+        if not plan:
             return None
+        keys = self._reader.keys(plan, asked.entities)
+        if asked.include_feature_view_version_metadata:
+            raise ForFeast(asked.model_copy(update={"entities": keys}).model_dump_json().encode())
         read = time.monotonic()
         try:
             found = self._reader.read(plan, keys, hurried=hurried)
@@ -181,6 +208,18 @@ def _count_request(
         labels = {"feature_count": feature_count, "feature_view_count": feature_view_count}
         feast_metrics.request_latency.labels(endpoint=path, **labels).observe(time.monotonic() - started)
         feast_metrics.request_count.labels(endpoint=path, status=status).inc()
+
+
+def _require_project(scope: Scope, project: str) -> None:
+    named = QueryParams(scope.get("query_string", b"")).getlist("project")
+    if any(name != project for name in named):
+        raise OtherProject(
+            f"project {', '.join(named)}", expected=project, where="query", remedy="leave it out: there is no other"
+        )
+
+
+async def _refuse(send: Send, error: Refusal) -> None:
+    await _send(send, error.http_status_code(), json.dumps(error.to_error_detail()).encode())
 
 
 async def _send(send: Send, status: int, content: bytes) -> None:

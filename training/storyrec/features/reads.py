@@ -10,7 +10,7 @@ from functools import lru_cache
 from typing import Any, NamedTuple, cast
 
 from feast import FeatureStore, FeatureView
-from feast.errors import FeatureNameCollisionError
+from feast.errors import FeatureNameCollisionError, FeatureViewNotFoundException
 from feast.infra.registry.caching_registry import CachingRegistry
 from feast.permissions.action import AuthzedAction
 from feast.permissions.security_manager import assert_permissions, get_security_manager
@@ -181,11 +181,16 @@ class OnlineReader:
         return tuple(parts)
 
     def _require_features(self, features: Sequence[str]) -> None:
-        """Refuse what is no feature of its view; an unknown view is Feast's to refuse."""
+        """Refuse what is no feature of its view; an unknown view is Feast's to refuse, if nothing else is wrong."""
+        unknown_view: FeatureViewNotFoundException | None = None
         for feature in features or [""]:
             view, _, name = feature.partition(":")
             view = view.partition("@")[0]  # of versions written so Feast makes an error of its own
-            of_view = self._store.get_feature_view(view, allow_registry_cache=True) if name else None
+            try:
+                of_view = self._store.get_feature_view(view, allow_registry_cache=True) if name else None
+            except FeatureViewNotFoundException as error:
+                unknown_view = error
+                continue
             known = [f"{view}:{field.name}" for field in of_view.features] if of_view else []
             if feature not in known:
                 raise LookupRefused(
@@ -194,6 +199,8 @@ class OnlineReader:
                     where="features",
                     remedy="name what is in the catalog, docs/feature-catalog.md",
                 )
+        if unknown_view is not None:
+            raise unknown_view
 
 
 def _found(part: Part, rows: Sequence[Row | None]) -> Found:

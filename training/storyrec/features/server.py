@@ -41,7 +41,6 @@ def serve_features(config: Config) -> None:
     file = local if config.profile == "local" else settings_file(repo, profile=config.profile)
     with light_import():
         from storyrec.features.workers import run_workers
-    print(f"storyrec: http://{settings.host}:{settings.port} serves features", flush=True)
     try:
         run_workers(repo, settings=file, host=settings.host, port=settings.port, num_workers=settings.num_workers)
     except SystemExit as end:  # so gunicorn ends, asked to or not

@@ -41,6 +41,7 @@ class Workers(FeastServeApplication):  # type: ignore[misc]
     def load_config(self) -> None:
         super().load_config()  # type: ignore[no-untyped-call]
         self.cfg.set("post_fork", self._forked)
+        self.cfg.set("post_worker_init", _announce)
         self.cfg.set("worker_class", Worker)
 
     def load(self) -> ReadApp:
@@ -52,6 +53,12 @@ class Workers(FeastServeApplication):  # type: ignore[misc]
         registry = cast("SqlRegistry", self._store.registry)
         for engine in (registry.read_engine, registry.write_engine):
             engine.dispose(close=False)
+
+
+def _announce(worker: Any) -> None:
+    """Say that the server answers, once the first of its processes does."""
+    if worker.age == 1:
+        print(f"storyrec: http://{worker.cfg.address[0][0]}:{worker.cfg.address[0][1]} serves features", flush=True)
 
 
 def run_workers(repo: Path, *, settings: Path, host: str, port: int, num_workers: int) -> None:

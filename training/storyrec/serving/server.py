@@ -58,14 +58,14 @@ def serve_with(config: Config, *, sequences: "Callable[[], Sequences | None]") -
             os.environ["PROMETHEUS_MULTIPROC_DIR"] = stack.enter_context(tempfile.TemporaryDirectory())
         models = open_models(config, port=port)
         version = models.bundle.version if models.bundle else "no champion yet"
-        print(f"storyrec: http://{settings.host}:{port} serves {version}", flush=True)
+        announce = partial(print, f"storyrec: http://{settings.host}:{port} serves {version}", flush=True)
         if settings.workers == 1:
-            run_app(
-                make_app(config, models=models, sequences=sequences), listener, header_seconds=settings.body_seconds
-            )
+            app = make_app(config, models=models, sequences=sequences)
+            run_app(app, listener, header_seconds=settings.body_seconds, begun=announce)
         else:
             del models  # each worker opens its own from the cache
-            run_workers(partial(serve_as_worker, config, listener, sequences), number=settings.workers)
+            work = partial(serve_as_worker, config, listener, sequences)
+            run_workers(work, number=settings.workers, begun=announce)
 
 
 def serve_as_worker(
@@ -77,18 +77,38 @@ def serve_as_worker(
     run_app(app, listener, header_seconds=config.serving.body_seconds, beat=beat)
 
 
-def run_app(app: "FastAPI", listener: socket.socket, *, header_seconds: float, beat: Beat = lambda: None) -> None:
-    """Serve an application until stopped; `header_seconds` as for `Connection`, `beat` is called every second."""
+def run_app(
+    app: "FastAPI",
+    listener: socket.socket,
+    *,
+    header_seconds: float,
+    begun: Callable[[], None] = lambda: None,
+    beat: Beat = lambda: None,
+) -> None:
+    """Serve an application until stopped.
+
+    Args:
+        app: the application.
+        listener: the socket.
+        header_seconds: as for `Connection`.
+        begun: called once it answers.
+        beat: called then, and every second.
+    """
     import uvicorn
 
     from storyrec.serving.connection import Connection
+
+    class Server(uvicorn.Server):
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            await super().startup(sockets)
+            begun()
 
     async def tick() -> None:
         beat()
 
     gc.collect()
     gc.freeze()  # a collection that walks over all modules takes longer than many requests
-    server = uvicorn.Config(
+    settings = uvicorn.Config(
         app,
         http=partial(Connection, header_seconds=header_seconds),  # type: ignore[arg-type]  # it is only called
         log_level="warning",
@@ -96,7 +116,7 @@ def run_app(app: "FastAPI", listener: socket.socket, *, header_seconds: float, b
         callback_notify=tick,
         timeout_notify=1,
     )
-    uvicorn.Server(server).run(sockets=[listener])
+    Server(settings).run(sockets=[listener])
 
 
 def open_models(config: Config, *, port: int) -> "Split":

@@ -21,20 +21,30 @@ log = logging.getLogger(__name__)
 _spawn = multiprocessing.get_context("spawn")
 
 
-def run_workers(work: Callable[[Beat], None], *, number: int, silent_seconds: float = SILENT_SECONDS) -> None:
+def run_workers(
+    work: Callable[[Beat], None],
+    *,
+    number: int,
+    begun: Callable[[], None] = lambda: None,
+    silent_seconds: float = SILENT_SECONDS,
+) -> None:
     """Have the work done until SIGTERM or SIGINT, which the workers are then sent too.
 
     Args:
         work: what each process does; can be pickled.
         number: of processes.
+        begun: called once, when the first of them has said that it is well.
         silent_seconds: a worker that has begun to say that it is well and has not for so long is killed.
     """
     signals: list[int] = []
     for name in (signal.SIGINT, signal.SIGTERM):
         signal.signal(name, lambda number, frame: signals.append(number))
     workers = [_Worker(work) for _ in range(number)]
+    to_call = [begun]
     while not signals:
         time.sleep(LOOK_SECONDS)  # also the pause between two tries of a worker that cannot start
+        if to_call and any(worker.has_begun for worker in workers):
+            to_call.pop()()
         for place, worker in enumerate(workers):
             if not signals and (trouble := worker.trouble(silent_seconds)):
                 log.error("a worker %s and is replaced", trouble)
@@ -55,11 +65,15 @@ class _Worker:
         self.process = _spawn.Process(target=_work, args=(work, self._beaten))
         self.process.start()
 
+    @property
+    def has_begun(self) -> bool:
+        return bool(self._beaten.value)
+
     def trouble(self, silent_seconds: float) -> str:
         """What is wrong with it; empty where nothing is."""
         if not self.process.is_alive():
             return f"ended with exit code {self.process.exitcode}"
-        silence = time.monotonic() - self._beaten.value if self._beaten.value else 0.0
+        silence = time.monotonic() - self._beaten.value if self.has_begun else 0.0
         return f"was silent for {silence:.0f} seconds" if silence > silent_seconds else ""
 
 
