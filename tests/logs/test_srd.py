@@ -290,6 +290,8 @@ def test_a_broken_line_is_named_and_nothing_is_left(
         (_set(4, lambda text: "901"), "column 5 (product_seq)"),
         (_set(5, lambda text: "5," + text[text.index(",") + 1 :]), "column 6 (content_time_seq)"),
         (_set(5, lambda text: ",".join("5" for _ in text.split(","))), "absolute times in both, or in none"),
+        (_set(5, lambda text: "253402300799," + text[text.index(",") + 1 :]), "the time 253402300799"),
+        (_set(5, lambda text: text[: text.rindex(",")] + ",nan"), "the time nan"),
         (_set(7, lambda text: "21"), "column 8 (content_seq_len)"),
         (_set(18, lambda text: "170" + text[text.index(",") :]), "column 19 (content_seq_time_ids)"),
     ],
@@ -325,6 +327,13 @@ def test_what_cannot_be_read_is_said(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="do not belong together"):
         import_srd(source=source, out=tmp_path / "out", vocabulary=None)
     (source / "SRD-2_train_data.txt").unlink()
+    (source / "SRD-1_pretrain_data.txt").write_bytes(b"")
+    with pytest.raises(DataError, match="the file is empty"):
+        import_srd(source=source, out=tmp_path / "out", vocabulary=None)
+    (source / "SRD-1_test_data.txt").mkdir()
+    (source / "SRD-1_pretrain_data.txt").unlink()
+    with pytest.raises(DataError, match=r"cannot be read: .*Is a directory"):
+        import_srd(source=source, out=tmp_path / "out", vocabulary=None)
     with pytest.raises(DataError, match="the vocabulary cannot be read"):
         import_srd(source=source, out=tmp_path / "out", vocabulary=tmp_path / "none.txt")
     assert not (tmp_path / "out").exists()

@@ -193,7 +193,7 @@ def find_files(folder: Path) -> list[SourceFile]:
         )
     files = []
     for path in sorted(folder.iterdir()):
-        if path.is_file() and (match := _NAME.fullmatch(path.name)):
+        if match := _NAME.fullmatch(path.name):
             kind: Kind = match[2].lower()  # type: ignore[assignment]
             files.append(SourceFile(path, kind, match[1]))
     editions = {file.edition for file in files}
@@ -214,7 +214,7 @@ def read_lines(file: SourceFile) -> Iterator[tuple[Line, int]]:
     """The lines of a file, and how many bytes of the file are read so far; blank lines are passed over.
 
     Raises:
-        DataError: it cannot be read or unpacked, is not UTF-8, or a line has another number of columns.
+        DataError: it cannot be read or unpacked, is empty or not UTF-8, or a line has another number of columns.
     """
     columns = COLUMNS[file.kind]
     number = 0
@@ -242,6 +242,8 @@ def read_lines(file: SourceFile) -> Iterator[tuple[Line, int]]:
             where=f"{file.path}, after line {number}",
             remedy="get the file again",
         ) from error
+    if not number:
+        raise DataError("the file is empty", expected="a whole file", where=str(file.path), remedy="get the file again")
 
 
 def read_words(path: Path) -> list[str]:
