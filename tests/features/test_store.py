@@ -1,6 +1,7 @@
 """The feature store applied for real: SQLite and Redis serve, DuckDB retrieves, and both equal the slices."""
 
 import contextlib
+import json
 import shutil
 import sqlite3
 import threading
@@ -17,8 +18,10 @@ from feature_world import MOMENT, NOW, World, at, day_of, microseconds
 from storyrec.config import Config
 from storyrec.errors import ConfigError, DataError, MissingPartition, PlatformError
 from storyrec.features.build import build_features, compare_sequences, materialize_features
+from storyrec.features.packed import Row
 from storyrec.features.store import FeatureStoreClient, UserSequences, open_feature_store
 
+REPO = Path(__file__).parents[2] / "feature_repo"
 STRANGER = 4_711
 USERS = [*range(1, 13), STRANGER]
 
@@ -322,3 +325,42 @@ def test_an_online_store_that_is_down_is_one_clear_error(
     monkeypatch.setenv("STORYREC_REDIS", redis)
     materialize_features(config, day=day_of(4), now=NOW)
     require_online(opened(config), world, end_of=4)
+
+
+def test_what_was_retired_leaves_the_registry_and_the_online_store(
+    world: World, config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_day(world, 4, config=config)
+    before = opened(config)
+    known = {*before._views, *before._services}
+    repo = world.folder / "feature_repo"
+    shutil.copytree(REPO, repo, ignore=shutil.ignore_patterns("__pycache__"))
+    definitions, schemas = repo / "definitions.py", repo / "schemas.json"
+    monkeypatch.setenv("STORYREC_FEATURE_REPO", str(repo))
+    text = definitions.read_text()
+    definitions.write_text(
+        f"{text}\nimport copy\nold = copy.copy(story_embedding)\nold.name = 'old'\n"
+        "old_v1 = _service('old_v1', [old], 'Nobody reads it.', consumer='nobody')\n"
+    )
+    client = opened(config)
+    assert registered(client) == {*known, "old", "old_v1"}
+    layout = client.layout("old")
+    row = layout.pack(Row(1, 1, (np.zeros(64, np.float32).tobytes(), b"8c1f0a6b2e4d9713")))
+    client._online.put(client._config, layout, {7: row})
+    assert client.online_values("old", [7]) == [row]
+
+    definitions.write_text(text)
+    assert registered(opened(config)) == {*known, "old", "old_v1"}  # what is only forgotten is not taken away
+    schemas.write_text(json.dumps(json.loads(schemas.read_text()) | {"retired": ["old", "old_v1"]}))
+    for _ in range(2):
+        after = opened(config)
+        assert registered(after) == known
+        assert after._online.get(after._config, "old", [7]) == [None]
+        require_online(after, world, end_of=4)
+
+
+def registered(client: FeatureStoreClient) -> set[str]:
+    """The views and services that the registry knows."""
+    store = client._store
+    store.refresh_registry()
+    return {one.name for one in [*store.list_feature_views(), *store.list_feature_services()]}

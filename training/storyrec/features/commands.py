@@ -128,13 +128,15 @@ def release() -> None:
 def retire(name: Annotated[str, typer.Argument(metavar="NAME", help="View or service.")]) -> None:
     """Take back the promise of a view or service whose definition is removed, for good.
 
-    A registry that knows it goes on answering with what was written last, until it is made anew.
+    The next step that opens the store takes it out of the registry, with its values online.
     """
     from storyrec.features.repository import feature_repo
     from storyrec.features.schemas import retire_schema
 
     retire_schema(feature_repo(), name)
-    typer.echo(f"'{name}' is retired; no definition may use this name again, registries still know it")
+    typer.echo(
+        f"'{name}' is retired; no definition may use this name again, the next step takes it out of the registry"
+    )
 
 
 @features_app.command("neighbours")

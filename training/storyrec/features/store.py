@@ -27,6 +27,7 @@ from storyrec.features.offline import newest_rows
 from storyrec.features.packed import CURRENT, Layout
 from storyrec.features.partitions import work_folder
 from storyrec.features.repository import feature_repo, light_import, load_definitions, read_settings, settings_file
+from storyrec.features.schemas import read_schemas
 from storyrec.features.sequences import ClickLog
 from storyrec.schema import Domain
 from storyrec.storage import one_writer, write_file
@@ -111,12 +112,16 @@ class FeatureStoreClient:
         self._layouts: dict[str, Layout] = {}
 
     def apply(self) -> None:
-        """Register the definitions; nothing happens where they are registered already."""
-        definitions = load_definitions(self._repo, features=self._features)
+        """Register the definitions and remove what was retired, with its values online; nothing where both are done."""
+        definitions, retired = load_definitions(self._repo, features=self._features), read_schemas(self._repo).retired
         with one_writer(self._lock), _feast("register the definitions", remedy=REGISTER_ANEW):
             self._store.apply(
                 [*definitions.entities, *definitions.views, *definitions.services, *definitions.permissions]
             )
+            if retired:
+                registered = [*self._store.list_feature_services(), *self._store.list_feature_views()]
+                if gone := [one for one in registered if one.name in retired]:
+                    self._store.apply([], objects_to_delete=gone, partial=False)
             self._views = {view.name: view for view in definitions.views}
             self._services = {service.name: service for service in definitions.services}
             self._layouts = {name: layout_of(view) for name, view in self._views.items()}
