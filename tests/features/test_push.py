@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from select import select
 from typing import Any
 
 import pyarrow as pa
@@ -46,6 +47,20 @@ def test_a_client_that_never_ends_its_headers_is_hung_up_on(server: Server) -> N
     with socket.create_connection((server.client.base_url.host, server.client.base_url.port), timeout=20) as client:
         client.sendall(b"GET /health HTTP/1.1\r\nHost: here\r\n")
         assert client.recv(65_536).startswith(b"HTTP/1.1 408 ")
+
+
+@pytest.mark.parametrize("path", ["/push", "/get-online-features", "/materialize"])
+def test_a_body_that_is_slow_or_too_large_is_refused(server: Server, path: str) -> None:
+    head = f"POST {path} HTTP/1.1\r\nHost: here\r\nContent-Type: application/json\r\nContent-Length: 20000000\r\n"
+    head += f"Authorization: Bearer {server.provider.token('admin')}\r\n\r\n"
+    address = (server.client.base_url.host, server.client.base_url.port)
+    with socket.create_connection(address, timeout=30) as slow, socket.create_connection(address, timeout=30) as large:
+        slow.sendall(head.encode())
+        large.sendall(head.encode() + b"[" * 10_500_000)
+        assert large.recv(65_536).startswith(b"HTTP/1.1 413 ")
+        while not select([slow], [], [], 1)[0]:
+            slow.sendall(b" ")
+        assert slow.recv(65_536).startswith(b"HTTP/1.1 408 ")
 
 
 def test_a_role_does_what_it_may_and_nobody_else_does_anything(server: Server) -> None:

@@ -23,6 +23,7 @@ from feast.permissions.security_manager import get_security_manager, permitted_r
 from feast.permissions.user import User
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import QueryParams
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -30,6 +31,7 @@ from storyrec.errors import DataError
 from storyrec.features.incoming import PUSH, WRITE, incoming_rows, view_of
 from storyrec.features.reads import Found, OnlineReader, Wanted
 from storyrec.features.refusals import Refusal, StoreSilent
+from storyrec.serving.bounded_body import bounded_body
 
 PATH = "/get-online-features"
 VERIFIED_SECONDS = 300
@@ -37,6 +39,8 @@ VERIFIED_SECONDS = 300
 TOKENS_KEPT = 10_000
 SMALL_BYTES = 1_000
 """The body of a request that is answered sooner than a thread gets its turn."""
+MAX_BODY_BYTES, BODY_SECONDS = 10_000_000, 10.0
+"""How large a request's body may be, and how long it may take to arrive."""
 SLOW_SECONDS, CAREFUL_SECONDS = 0.1, 10.0
 """After a read that took so long, threads answer for a while, so that a store that hangs holds up lookups alone."""
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -80,12 +84,20 @@ class ReadApp:
         except OtherProject as error:
             await _refuse(send, error)
             return
+        if scope["type"] == "http":
+            receive = bounded_body(receive, max_bytes=MAX_BODY_BYTES, seconds=BODY_SECONDS)
         if not is_lookup and not _is_json(scope, PUSH, WRITE):
             await self._feast(scope, receive, send)
             return
-        started, messages = time.monotonic(), [await receive()]
-        while messages[-1].get("more_body"):
-            messages.append(await receive())
+        started = time.monotonic()
+        try:
+            messages = [await receive()]
+            while messages[-1].get("more_body"):
+                messages.append(await receive())
+        except HTTPException as error:
+            _count_request(scope["path"], started, "error")
+            await _send(send, error.status_code, json.dumps({"detail": error.detail}).encode())
+            return
         body, content = b"".join(message.get("body", b"") for message in messages), None
         try:
             user = await self._users.of(scope)
