@@ -119,9 +119,10 @@ class FeatureStoreClient:
                 [*definitions.entities, *definitions.views, *definitions.services, *definitions.permissions]
             )
             if retired:
-                registered = [*self._store.list_feature_services(), *self._store.list_feature_views()]
-                if gone := [one for one in registered if one.name in retired]:
-                    self._store.apply([], objects_to_delete=gone, partial=False)
+                services = [one for one in self._store.list_feature_services() if one.name in retired]
+                views = [one for one in self._store.list_feature_views() if one.name in retired]
+                if services or views:
+                    self._store.apply([], objects_to_delete=[*services, *views], partial=False)
             self._views = {view.name: view for view in definitions.views}
             self._services = {service.name: service for service in definitions.services}
             self._layouts = {name: layout_of(view) for name, view in self._views.items()}
