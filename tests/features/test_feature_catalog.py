@@ -76,3 +76,30 @@ def test_services_name_their_features_and_keys(catalog: Catalog) -> None:
     assert catalog.keys_of(catalog.services["story_embedding_v2"]) == {"story_id": "Int64", "model": "String"}
     assert catalog.services["story_embedding_v1"].features == {"story_embedding": ("embedding", "model_version")}
     assert [version_of(name) for name in ("ranker_v1", "ranker_v12", "user_story_sequence", "v2_of")] == [1, 12, 1, 1]
+
+
+def test_feasts_own_page_shows_what_is_described(tmp_path: Path, catalog: Catalog) -> None:
+    from feast.ui_server import get_app
+    from starlette.testclient import TestClient
+
+    from storyrec.features.store import open_feature_store
+
+    store = open_feature_store(str(tmp_path), profile="local")._store
+    client = TestClient(get_app(store, store.project, 60))
+    for view in catalog.views.values():
+        spec = client.get(f"/api/v1/feature_views/{view.name}", params={"project": store.project}).json()["spec"]
+        assert (spec["owner"], spec["description"]) == (view.owner, view.meaning)
+        assert spec["tags"]["freshness"] == view.freshness
+        assert tuple(spec["tags"]["lineage"].split(",")) == tuple(view.lineage)
+        shown = {field["name"]: field for field in spec["features"]}
+        for field in view.fields[len(view.keys) :]:
+            tags = shown[field.name]["tags"]
+            assert (shown[field.name]["description"], tags["unit"], tags["shape"]) == (
+                field.meaning,
+                field.unit,
+                field.shape,
+            )
+            assert tags["example"] == field.example
+    for service in catalog.services.values():
+        spec = client.get(f"/api/v1/feature_services/{service.name}", params={"project": store.project}).json()["spec"]
+        assert (spec["owner"], spec["description"]) == (service.owner, service.meaning)
