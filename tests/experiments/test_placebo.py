@@ -136,6 +136,7 @@ TINY = {
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1_200)
 def test_on_a_simulated_marketplace_every_placebo_is_run(tmp_path: Path) -> None:
     logs = simulate_marketplace(tmp_path, num_users=60)
     root = tmp_path / "root"
