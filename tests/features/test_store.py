@@ -18,6 +18,7 @@ from feature_world import MOMENT, NOW, World, at, day_of, microseconds
 from storyrec.config import Config
 from storyrec.errors import ConfigError, DataError, MissingPartition, PlatformError
 from storyrec.features.build import build_features, compare_sequences, materialize_features
+from storyrec.features.online_models import OnlineModels
 from storyrec.features.packed import Row
 from storyrec.features.store import FeatureStoreClient, UserSequences, open_feature_store
 
@@ -339,23 +340,27 @@ def test_what_was_retired_leaves_the_registry_and_the_online_store(
     monkeypatch.setenv("STORYREC_FEATURE_REPO", str(repo))
     text = definitions.read_text()
     definitions.write_text(
-        f"{text}\nimport copy\nold = copy.copy(story_embedding)\nold.name = 'old'\n"
+        f"{text}\nimport copy\nold, old_by_model = copy.copy(story_embedding), copy.copy(story_embedding_by_model)\n"
+        "old.name, old_by_model.name = 'old', 'old_by_model'\n"
         "old_v1 = _service('old_v1', [old], 'Nobody reads it.', consumer='nobody')\n"
     )
-    client = opened(config)
-    assert registered(client) == {*known, "old", "old_v1"}
-    layout = client.layout("old")
-    row = layout.pack(Row(1, 1, (np.zeros(64, np.float32).tobytes(), b"8c1f0a6b2e4d9713")))
-    client._online.put(client._config, layout, {7: row})
-    assert client.online_values("old", [7]) == [row]
+    client, retired = opened(config), {"old", "old_by_model", "old_v1"}
+    assert registered(client) == known | retired
+    client._online.publish_models(client._config, OnlineModels("m", ("m",)), published_us=1)
+    layouts = [client.layout("old"), client.layout("old_by_model").of_model("m")]
+    for layout in layouts:
+        row = layout.pack(Row(1, 1, tuple(b"1" for _ in layout.fields)))
+        client._online.create(client._config, [layout.view])
+        client._online.put(client._config, layout, {7: row})
+        assert client._online.get(client._config, layout.view, [7]) == [row]
 
     definitions.write_text(text)
-    assert registered(opened(config)) == {*known, "old", "old_v1"}  # what is only forgotten is not taken away
-    schemas.write_text(json.dumps(json.loads(schemas.read_text()) | {"retired": ["old", "old_v1"]}))
+    assert registered(opened(config)) == known | retired  # what is only forgotten is not taken away
+    schemas.write_text(json.dumps(json.loads(schemas.read_text()) | {"retired": sorted(retired)}))
     for _ in range(2):
         after = opened(config)
         assert registered(after) == known
-        assert after._online.get(after._config, "old", [7]) == [None]
+        assert [after._online.get(after._config, layout.view, [7]) for layout in layouts] == [[None], [None]]
         require_online(after, world, end_of=4)
 
 
