@@ -38,13 +38,15 @@ def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
     return server.new_storage()
 
 
-def push(storage: Storage, folder: Path, *, number: int, blessed: bool | None = True) -> str:
+def push(
+    storage: Storage, folder: Path, *, number: int, blessed: bool | None = True, judged: str | None = None
+) -> str:
     folder = folder / str(number)
     (folder / "items").mkdir(parents=True)
     (folder / "ranker.onnx").write_bytes(b"weights" * 100)
     (folder / "items" / "story_ids.npy").write_bytes(b"\x00")
     version = seal_folder(folder, day=FIRST + timedelta(days=number)).version
-    verdict = json.dumps({"blessed": blessed, "challenger": version}).encode()
+    verdict = json.dumps({"blessed": blessed, "challenger": judged or version}).encode()
     push_bundle(storage, folder, records={} if blessed is None else {"verdict.json": verdict})
     return version
 
@@ -119,6 +121,27 @@ def test_gc_leaves_what_was_pushed_or_promoted_after_it_looked(storage: Storage,
         verify_bundle(storage, version)
 
 
+def test_what_a_gc_that_ended_half_way_leaves_is_no_bundle(storage: Storage, tmp_path: Path) -> None:
+    deploy(storage, tmp_path, number=0)
+    version = push(storage, tmp_path, number=1)
+    delete, gone = storage.delete, []
+
+    def end_after_one(key: str) -> None:
+        if gone:
+            raise KeyboardInterrupt
+        gone.append(key)
+        delete(key)
+
+    storage.delete = end_after_one  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        remove_garbage(storage, find_garbage(storage, at=LATER), at=LATER)
+    with pytest.raises(ModelError, match=r"has no manifest\.json"):
+        verify_bundle(storage, version)
+    storage.delete = delete  # type: ignore[method-assign]
+    remove_garbage(storage, find_garbage(storage, at=LATER), at=LATER)
+    assert not storage.list(f"bundles/{version}/")
+
+
 def test_gc_removes_nothing_where_the_pointer_is_damaged(storage: Storage, tmp_path: Path) -> None:
     version = push(storage, tmp_path, number=0)
     garbage = find_garbage(storage, at=LATER)
@@ -178,6 +201,7 @@ def test_what_is_damaged_unblessed_or_not_there_is_not_promoted(storage: Storage
         damaged: "ranker.onnx was changed",
         push(storage, tmp_path, number=2, blessed=False): "has no blessing",
         push(storage, tmp_path, number=3, blessed=None): "has no blessing",
+        push(storage, tmp_path, number=4, judged=champion): "has no blessing",
         "0" * 16: "is not in the registry",
     }
     before = storage.read("champion.json")
