@@ -38,9 +38,7 @@ def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
     return server.new_storage()
 
 
-def push(
-    storage: Storage, folder: Path, *, number: int, blessed: bool | None = True, judged: str | None = None
-) -> str:
+def push(storage: Storage, folder: Path, *, number: int, blessed: bool | None = True, judged: str | None = None) -> str:
     folder = folder / str(number)
     (folder / "items").mkdir(parents=True)
     (folder / "ranker.onnx").write_bytes(b"weights" * 100)

@@ -249,5 +249,5 @@ def read_pointer(storage: Storage) -> tuple[Pointer | None, str | None]:
             f"the champion pointer cannot be read ({error!r})",
             expected="champion.json as a deployment writes it",
             where=f"{storage.url}/{POINTER}",
-            remedy="restore the file from a backup",
+            remedy="restore the file from a backup; if a newer program wrote it, upgrade this one",
         ) from error
