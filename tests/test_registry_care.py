@@ -249,6 +249,17 @@ def test_a_canary_with_another_share_keeps_when_it_began(
     assert (canary.deployed_at[11:13], canary.since[11:13], canary.share) == ("04", "05", 0.25)
 
 
+def test_a_canary_that_a_rollback_makes_champion_is_no_canary_any_more(storage: Storage, tmp_path: Path) -> None:
+    first, second, third = (deploy(storage, tmp_path, number=number) for number in range(3))
+    set_canary(storage, first, share=0.05, why="a try")
+    pointer = rollback(storage)
+    assert (pointer.champion.version, pointer.canary is not None) == (second, True)
+    pointer = rollback(storage)
+    assert (pointer.champion.version, pointer.canary) == (first, None)
+    assert [gone.version for gone in pointer.withdrawn] == [third, second]
+    assert read_champion(storage) == pointer
+
+
 def test_promotion_loses_against_a_deployment_in_between(storage: Storage, tmp_path: Path) -> None:
     deploy(storage, tmp_path, number=0)
     version = push(storage, tmp_path, number=1)

@@ -192,6 +192,8 @@ def switch_champion(
 def rollback(storage: Storage, *, why: str = "") -> Pointer:
     """Deploy the champion before this one again; the one that goes is never deployed by a rerun.
 
+    Where the one before was tried again as the canary, there is no canary any more.
+
     Raises:
         ModelError: there is no champion before, or its bundle is gone.
         Conflict: somebody switched the pointer meanwhile.
@@ -211,6 +213,7 @@ def rollback(storage: Storage, *, why: str = "") -> Pointer:
     switched = replace(
         pointer,
         champion=previous,
+        canary=None if pointer.canary is not None and pointer.canary.version == previous.version else pointer.canary,
         history=pointer.history[:-1],
         withdrawn=(*pointer.withdrawn, pointer.champion),
         changes=(*pointer.changes, change),
