@@ -122,7 +122,7 @@ def test_gc_leaves_what_was_pushed_or_promoted_after_it_looked(storage: Storage,
 def test_what_a_gc_that_ended_half_way_leaves_is_no_bundle(storage: Storage, tmp_path: Path) -> None:
     deploy(storage, tmp_path, number=0)
     version = push(storage, tmp_path, number=1)
-    delete, gone = storage.delete, []
+    delete, gone = storage.delete, list[str]()
 
     def end_after_one(key: str) -> None:
         if gone:

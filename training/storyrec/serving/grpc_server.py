@@ -55,7 +55,7 @@ async def start_grpc(recommender: Recommender, *, host: str, port: int, max_body
     return server
 
 
-class Malformed(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # grpc has no types
+class Malformed(grpc.aio.ServerInterceptor):
     """Refuses bytes that are no message of the protocol; grpc alone takes them for an error of ours."""
 
     async def intercept_service(
