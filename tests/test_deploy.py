@@ -212,6 +212,22 @@ def test_a_canary_that_saw_too_little_traffic_gives_way_to_the_next_days(
     assert again.reasons[0] == f"the canary {third.version} is of {DAYS[2]}, a later day"
 
 
+def test_a_day_run_again_with_other_settings_replaces_its_canary(place: Place, packed: Path, tmp_path: Path) -> None:
+    first = make_run(place, packed, tmp_path / "1", day=DAYS[0], champion=None)
+    first.deploy(place)
+    place = replace(place, config=place.config.model_copy(update={"rollout": Rollout(by_canary=True)}))
+    make_run(place, packed, tmp_path / "2", day=DAYS[1], champion=first.version).deploy(place)
+    changed = shutil.copytree(packed, tmp_path / "changed")
+    settings = changed / "config.toml"
+    settings.write_text(settings.read_text() + "# changed\n")
+    other = make_run(place, changed, tmp_path / "3", day=DAYS[1], champion=first.version)
+    assert other.deploy(place).status == "in rollout"
+    pointer = read_champion(place.registry)
+    assert pointer is not None
+    assert pointer.canary is not None
+    assert pointer.canary.version == other.version
+
+
 def test_a_worse_challenger_leaves_the_pointer_and_pushes_nothing(place: Place, packed: Path, tmp_path: Path) -> None:
     first = make_run(place, packed, tmp_path / "1", day=DAYS[0], champion=None)
     first.deploy(place)

@@ -145,6 +145,25 @@ def test_rollback_deploys_the_champion_before_and_remembers_the_one_that_went(st
         rollback(storage)
 
 
+def test_rollback_loses_against_a_deployment_in_between(storage: Storage, tmp_path: Path) -> None:
+    first = deploy(storage, tmp_path / "1", day=DAYS[0], expected=None)
+    second = deploy(storage, tmp_path / "2", day=DAYS[1], expected=first)
+    read = storage.read_versioned
+
+    def read_then_be_overtaken(key: str) -> tuple[bytes, str] | None:
+        found = read(key)
+        storage.read_versioned = read  # type: ignore[method-assign]
+        switch_champion(storage, version="d" * 16, day=DAYS[2], expected_version=second)
+        return found
+
+    storage.read_versioned = read_then_be_overtaken  # type: ignore[method-assign]
+    with pytest.raises(Conflict):
+        rollback(storage)
+    pointer = read_champion(storage)
+    assert pointer is not None
+    assert (pointer.champion.version, pointer.withdrawn) == ("d" * 16, ())
+
+
 def test_rollback_needs_something_to_go_back_to(storage: Storage, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="nothing is deployed"):
         rollback(storage)

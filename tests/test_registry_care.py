@@ -38,13 +38,13 @@ def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
     return server.new_storage()
 
 
-def push(storage: Storage, folder: Path, *, number: int, blessed: bool | None = True) -> str:
+def push(storage: Storage, folder: Path, *, number: int, blessed: bool | None = True, judged: str | None = None) -> str:
     folder = folder / str(number)
     (folder / "items").mkdir(parents=True)
     (folder / "ranker.onnx").write_bytes(b"weights" * 100)
     (folder / "items" / "story_ids.npy").write_bytes(b"\x00")
     version = seal_folder(folder, day=FIRST + timedelta(days=number)).version
-    verdict = json.dumps({"blessed": blessed, "challenger": version}).encode()
+    verdict = json.dumps({"blessed": blessed, "challenger": judged or version}).encode()
     push_bundle(storage, folder, records={} if blessed is None else {"verdict.json": verdict})
     return version
 
@@ -119,6 +119,27 @@ def test_gc_leaves_what_was_pushed_or_promoted_after_it_looked(storage: Storage,
         verify_bundle(storage, version)
 
 
+def test_what_a_gc_that_ended_half_way_leaves_is_no_bundle(storage: Storage, tmp_path: Path) -> None:
+    deploy(storage, tmp_path, number=0)
+    version = push(storage, tmp_path, number=1)
+    delete, gone = storage.delete, list[str]()
+
+    def end_after_one(key: str) -> None:
+        if gone:
+            raise KeyboardInterrupt
+        gone.append(key)
+        delete(key)
+
+    storage.delete = end_after_one  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        remove_garbage(storage, find_garbage(storage, at=LATER), at=LATER)
+    with pytest.raises(ModelError, match=r"has no manifest\.json"):
+        verify_bundle(storage, version)
+    storage.delete = delete  # type: ignore[method-assign]
+    remove_garbage(storage, find_garbage(storage, at=LATER), at=LATER)
+    assert not storage.list(f"bundles/{version}/")
+
+
 def test_gc_removes_nothing_where_the_pointer_is_damaged(storage: Storage, tmp_path: Path) -> None:
     version = push(storage, tmp_path, number=0)
     garbage = find_garbage(storage, at=LATER)
@@ -178,6 +199,7 @@ def test_what_is_damaged_unblessed_or_not_there_is_not_promoted(storage: Storage
         damaged: "ranker.onnx was changed",
         push(storage, tmp_path, number=2, blessed=False): "has no blessing",
         push(storage, tmp_path, number=3, blessed=None): "has no blessing",
+        push(storage, tmp_path, number=4, judged=champion): "has no blessing",
         "0" * 16: "is not in the registry",
     }
     before = storage.read("champion.json")
@@ -225,6 +247,17 @@ def test_a_canary_with_another_share_keeps_when_it_began(
     canary = set_canary(storage, version, share=0.25, why="good").canary
     assert canary is not None
     assert (canary.deployed_at[11:13], canary.since[11:13], canary.share) == ("04", "05", 0.25)
+
+
+def test_a_canary_that_a_rollback_makes_champion_is_no_canary_any_more(storage: Storage, tmp_path: Path) -> None:
+    first, second, third = (deploy(storage, tmp_path, number=number) for number in range(3))
+    set_canary(storage, first, share=0.05, why="a try")
+    pointer = rollback(storage)
+    assert (pointer.champion.version, pointer.canary is not None) == (second, True)
+    pointer = rollback(storage)
+    assert (pointer.champion.version, pointer.canary) == (first, None)
+    assert [gone.version for gone in pointer.withdrawn] == [third, second]
+    assert read_champion(storage) == pointer
 
 
 def test_promotion_loses_against_a_deployment_in_between(storage: Storage, tmp_path: Path) -> None:

@@ -56,5 +56,6 @@ def test_a_plan_counts_the_users_of_so_many_days(tmp_path: Path) -> None:
 
 
 def test_no_lift_is_no_plan(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="no test finds a lift of 0"):
-        plan(tmp_path, lift=0, power=0.8, treatment_share=0.5)
+    for lift in (0, math.inf):
+        with pytest.raises(ConfigError, match=f"no test finds a lift of {lift}"):
+            plan(tmp_path, lift=lift, power=0.8, treatment_share=0.5)

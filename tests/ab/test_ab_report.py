@@ -65,6 +65,9 @@ def test_three_metrics_are_three_chances_to_be_wrong(p_value: float, outcome: Ou
     verdict = conclude([clicks, *dull], is_mismatch=False)
     assert (verdict.outcome, verdict.is_final) == (outcome, False)
     analysis = replace(judge(draw_observed(lift=0.1)), metrics=(clicks, *dull), verdict=verdict)
+    said = io.StringIO()
+    print_analysis(analysis, console=Console(file=said, width=500))
+    assert said.getvalue().count("No difference is shown") == (outcome == Outcome.OPEN)
     says = "better" if outcome == Outcome.BETTER else "a hint, no proof: of several metrics one looks so by chance"
     page = render_analysis(analysis)
     assert page.count(f'<td class="n">{says}</td>') == 1

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from storyrec.rollout.checks import Arm, CanaryLimits, judge_canary
+from storyrec.rollout.traffic import NUM_KEPT, Traffic
 
 LIMITS = CanaryLimits(min_requests=100, max_error_rate=0.02, max_latency_ratio=1.5, max_drift=0.25)
 
@@ -71,3 +72,13 @@ def test_few_requests_are_judged_by_their_errors_alone() -> None:
     assert failed(arm(1_000), arm(50, num_errors=2)) == []  # of the hundred that it takes, two may fail
     assert failed(arm(1_000), arm(50, num_errors=3)) == ["errors"]
     assert failed(Arm(0, 0, np.empty(0), np.empty(0)), Arm(0, 0, np.empty(0), np.empty(0))) == []
+
+
+def test_of_many_answers_late_ones_are_judged_as_early_ones() -> None:
+    traffic = Traffic(champion="first", canary="second")
+    for latency_ms in (1.0, 9.0):
+        for _ in range(2 * NUM_KEPT):
+            traffic.note("second", latency_ms=latency_ms, scores_B=np.zeros(1, np.float32))
+    _, canary = traffic.arms()
+    assert (canary.num_answers, len(canary.latency_ms_A)) == (4 * NUM_KEPT, NUM_KEPT)
+    assert (canary.latency_ms_A == 9.0).mean() == pytest.approx(0.5, abs=0.05)

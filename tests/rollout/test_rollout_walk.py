@@ -129,10 +129,26 @@ def test_without_enough_answers_it_waits_for_them(place: Place) -> None:
     assert place.advance(late).action == "widen"
 
 
+def test_with_too_few_answers_of_the_champion_it_waits_for_them(place: Place) -> None:
+    since = place.start(0.9)
+    place.log(place.first, 49, at=since)
+    place.log(place.second, 1_000, at=since, latency_ms=900.0)
+    step = place.advance(since + timedelta(hours=5))
+    assert (step.action, step.next_share) == ("wait", 0.9)
+    assert "49 answers" in step.why
+
+
+def test_a_shadow_is_not_withdrawn_for_being_slow(place: Place) -> None:
+    since = place.start(0.0)
+    place.log(place.first, 60, at=since)
+    place.log(place.second, 60, at=since, latency_ms=900.0)
+    assert place.advance(since + timedelta(hours=5)).action == "widen"
+
+
 @pytest.mark.parametrize(("bad", "said"), [({"num_errors": 2}, "failed"), ({"latency_ms": 9.0}, "ms")])
 def test_one_that_does_not_is_withdrawn_at_once(place: Place, bad: dict[str, Any], said: str) -> None:
     since = place.start(0.05)
-    place.log(place.first, 60, at=since)
+    place.log(place.first, 60, at=since, num_errors=1)
     place.log(place.second, 60, at=since, **bad)
     step = place.advance(since + timedelta(minutes=1))
     assert (step.action, step.next_share) == ("withdraw", 0.0)
@@ -175,6 +191,17 @@ def test_a_canary_older_than_the_champion_is_withdrawn(place: Place, tmp_path: P
     switch_champion(place.registry, version=third, day=date(2026, 3, 10), expected_version=place.first)
     assert place.advance(datetime.now(UTC)).action == "withdraw"
     assert place.state == (third, None, 0.0)
+
+
+def test_a_canary_of_the_champions_day_goes_on(place: Place, tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    write_file(tmp_path / "other" / "ranker.onnx", b"of other settings")
+    version = seal_folder(tmp_path / "other", day=date(2026, 3, 8)).version
+    verdict = json.dumps({"blessed": True, "challenger": version}).encode()
+    push_bundle(place.registry, tmp_path / "other", records={"verdict.json": verdict})
+    set_canary(place.registry, version, share=0.05, why="a try")
+    assert place.advance(datetime.now(UTC)).action == "wait"
+    assert place.state == (place.first, version, 0.05)
 
 
 def test_nobody_has_answered_yet(tmp_path: Path) -> None:

@@ -23,11 +23,17 @@ from storyrec.storage import FolderStorage
 
 @contextmanager
 def stub_of(champion: ServedBundle) -> Iterator[GRPCInferenceServiceStub]:
+    with channel_to(champion) as channel:
+        yield GRPCInferenceServiceStub(channel)
+
+
+@contextmanager
+def channel_to(champion: ServedBundle) -> Iterator[grpc.Channel]:
     port = free_port()
     start = partial(start_grpc, recommender_of(champion), host="127.0.0.1", port=port, max_body_bytes=20_000)
     with start_blocking_portal() as portal, grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
         server = portal.call(start)
-        yield GRPCInferenceServiceStub(channel)
+        yield channel
         portal.call(server.stop, 0)
 
 
@@ -113,6 +119,7 @@ def broken(**changes: object) -> pb.ModelInferRequest:
         (broken(shape=[3]), "INVALID_ARGUMENT", "2 values and shape [3]"),
         (broken(datatype="FP32"), "INVALID_ARGUMENT", "datatype"),
         (broken(name="users"), "INVALID_ARGUMENT", "'users'"),
+        (request([1_000], id="x" * 201), "INVALID_ARGUMENT", "201 characters"),
     ],
 )
 def test_what_cannot_be_answered_is_told_why(
@@ -125,6 +132,19 @@ def test_what_cannot_be_answered_is_told_why(
         assert stub.ModelInfer(request([1_000])).model_name == "storyrec"
     assert (refused.value.code().name, said in refused.value.details()) == (code, True), refused.value.details()
     assert counted("error") == before
+
+
+@pytest.mark.parametrize(("call", "code"), [("ModelInfer", "INVALID_ARGUMENT"), ("Nonsense", "UNIMPLEMENTED")])
+def test_bytes_that_are_no_message_are_the_clients_error(
+    champion: ServedBundle, caplog: pytest.LogCaptureFixture, call: str, code: str
+) -> None:
+    with channel_to(champion) as channel:
+        ask = channel.unary_unary(f"/inference.GRPCInferenceService/{call}")
+        with pytest.raises(grpc.RpcError) as refused:
+            ask(b"\xff\xff")
+        assert GRPCInferenceServiceStub(channel).ModelInfer(request([1_000], id="x" * 200)).id == "x" * 200
+    assert refused.value.code().name == code
+    assert not caplog.records
 
 
 def test_an_unknown_model_counts_as_refused(champion: ServedBundle) -> None:

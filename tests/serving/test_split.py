@@ -1,10 +1,12 @@
 """A canary beside the champion in one server: who is answered by which, what fails, and who withdraws it."""
 
 import asyncio
+import gc
 import json
 import shutil
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,15 +17,15 @@ import pytest
 from served_world import DAYS, client_of, recommender_of
 
 from storyrec.bundle import Bundle
-from storyrec.errors import StorageError
+from storyrec.errors import ModelError, StorageError
 from storyrec.manifest import seal_folder
 from storyrec.promote import promote, set_canary, withdraw_canary
-from storyrec.registry import push_bundle, read_champion
+from storyrec.registry import push_bundle, read_champion, switch_champion
 from storyrec.rollout.checks import CanaryLimits
 from storyrec.serving.answer_log import AnswerLog
 from storyrec.serving.ranking import NO_CLICKS, rank
 from storyrec.serving.recommender import Asked, Recommender
-from storyrec.serving.served import ServedBundle
+from storyrec.serving.served import NotServed, ServedBundle
 from storyrec.serving.split import Split, is_in_canary
 
 LIMITS = CanaryLimits(min_requests=20, max_error_rate=0.1, max_latency_ratio=50.0, max_drift=0.25)
@@ -105,9 +107,13 @@ def test_each_user_gets_her_bundle_and_the_scores_are_its(two: Two) -> None:
             candidate_ids=[1_000, 1_001, 1_002],
         )
         np.testing.assert_allclose(scores_B, expected, atol=1e-7)
+    assert two.split.tried is not None
+    served = weakref.ref(two.split.tried.served)
     withdraw_canary(two.split.champion.registry, two.second, why="enough")
     two.split.refresh()
     assert {ask(recommender, user_id)[0] for user_id in USERS} == {two.first}
+    gc.collect()
+    assert served() is None  # a bundle takes its memory
 
 
 def test_a_version_that_is_asked_for_answers_and_who_is_nobody_gets_the_champion(two: Two) -> None:
@@ -132,6 +138,8 @@ def test_a_shadow_is_seen_by_nobody_and_logged(two: Two) -> None:
     two.try_out(0.0)
     log = AnswerLog(two.folder / "answers", flush_seconds=60)
     recommender = recommender_of(two.split, answers=log)
+    with pytest.raises(NotServed, match="does not serve"):
+        two.split.choose(two.second, user_id=1)
     seen = {}
     for user_id in range(30):
         version, role, scores_B = ask(recommender, user_id)
@@ -190,6 +198,26 @@ def test_where_the_canary_fails_the_champion_answers_until_it_is_withdrawn(
     assert failures == [("canary", two.second, "RuntimeError('out of memory')")] * 3
 
 
+def test_what_a_shadow_fails_in_without_a_user_does_not_count(two: Two, monkeypatch: pytest.MonkeyPatch) -> None:
+    two.try_out(0.0)
+    assert two.split.tried is not None
+    broken, good = two.split.tried.served.bundle, Bundle.rank_candidates
+
+    def failing(self: Bundle, **inputs: np.ndarray) -> np.ndarray:
+        if self is broken:
+            raise RuntimeError("out of memory")
+        return good(self, **inputs)
+
+    monkeypatch.setattr(Bundle, "rank_candidates", failing)
+    recommender = recommender_of(two.split)
+    nobody = Asked(route="rank", clicks=(NO_CLICKS, NO_CLICKS))
+    for _ in range(3):
+        asyncio.run(recommender.rank(nobody, candidate_ids=[1_000]))
+    recommender.close()
+    two.split.judge()
+    assert two.split.tried is not None  # its answers to nobody do not count either
+
+
 def test_drifted_scores_are_withdrawn_in_the_shadow(champion: ServedBundle, packed: Path, tmp_path: Path) -> None:
     def silent(folder: Path) -> None:
         file = folder / "items" / "story_vectors.npy"
@@ -208,6 +236,27 @@ def test_drifted_scores_are_withdrawn_in_the_shadow(champion: ServedBundle, pack
     assert pointer is not None
     assert pointer.canary is None
     assert "stability index" in pointer.changes[-1].why
+
+
+def test_the_canary_goes_though_the_new_champion_cannot_be_used(two: Two) -> None:
+    two.try_out(0.25)
+    registry = two.split.champion.registry
+    withdraw_canary(registry, two.second, why="enough")
+    switch_champion(registry, version="0" * 16, day=DAYS[1], expected_version=two.first)
+    with pytest.raises(ModelError):
+        two.split.refresh()
+    recommender = recommender_of(two.split)
+    assert {ask(recommender, user_id)[:2] for user_id in USERS} == {(two.first, "champion")}
+
+
+def test_another_share_is_judged_by_its_own_answers(two: Two) -> None:
+    two.try_out(0.05)
+    assert two.split.traffic is not None
+    two.split.traffic.note_failure(two.second)
+    two.split.refresh()
+    assert two.split.traffic.arms()[1].num_errors == 1
+    two.try_out(0.25)
+    assert two.split.traffic.arms()[1].num_errors == 0
 
 
 def test_a_canary_that_failed_stays_away_when_the_registry_cannot_be_told(

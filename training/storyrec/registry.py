@@ -192,6 +192,8 @@ def switch_champion(
 def rollback(storage: Storage, *, why: str = "") -> Pointer:
     """Deploy the champion before this one again; the one that goes is never deployed by a rerun.
 
+    Where the one before was tried again as the canary, there is no canary any more.
+
     Raises:
         ModelError: there is no champion before, or its bundle is gone.
         Conflict: somebody switched the pointer meanwhile.
@@ -211,6 +213,7 @@ def rollback(storage: Storage, *, why: str = "") -> Pointer:
     switched = replace(
         pointer,
         champion=previous,
+        canary=None if pointer.canary is not None and pointer.canary.version == previous.version else pointer.canary,
         history=pointer.history[:-1],
         withdrawn=(*pointer.withdrawn, pointer.champion),
         changes=(*pointer.changes, change),
@@ -249,5 +252,5 @@ def read_pointer(storage: Storage) -> tuple[Pointer | None, str | None]:
             f"the champion pointer cannot be read ({error!r})",
             expected="champion.json as a deployment writes it",
             where=f"{storage.url}/{POINTER}",
-            remedy="restore the file from a backup",
+            remedy="restore the file from a backup; if a newer program wrote it, upgrade this one",
         ) from error

@@ -168,8 +168,9 @@ def _load(connection: duckdb.DuckDBPyConnection, name: str, path: Path, *, label
     connection.execute(_OUTCOMES.format(name=name, source=source, dwell=dwell))
     if not number(connection, f"SELECT count(*) FROM {name}"):
         raise DataError(
-            f"no row of the {label} has a user, a story, a time and whether it was clicked",
-            expected="at least one such row, with ids from 1 on",
+            f"no row of the {label} can count: each lacks a user, a story, a time or whether it was clicked, or has "
+            "an id below 1 or a dwell time below zero or not finite",
+            expected="at least one row without these faults",
             where=str(path),
             remedy="write the log again from its source",
         )

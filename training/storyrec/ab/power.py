@@ -45,17 +45,17 @@ def plan(outcomes: Path, *, lift: float, power: float, treatment_share: float) -
 
     Args:
         outcomes: a log without a test, as `read_usage` takes it.
-        lift: relative difference to find, such as .02; not 0, above -1.
+        lift: relative difference to find, such as .02; finite, not 0, above -1.
         power: probability to find it, in (0, 1).
         treatment_share: of the users, in (0, 1).
 
     Raises:
-        ConfigError: the lift is 0.
+        ConfigError: the lift is 0 or not finite.
         DataError: as `read_usage` does.
     """
-    if lift == 0:
+    if lift == 0 or not math.isfinite(lift):
         raise ConfigError(
-            "no test finds a lift of 0",
+            f"no test finds a lift of {lift:g}",
             expected="a relative difference, such as 0.02 for 2 %",
             where="--lift",
             remedy="name the smallest lift that would matter",

@@ -69,8 +69,8 @@ def conclude(metrics: "Sequence[Measured]", *, is_mismatch: bool) -> Verdict:
             Outcome.OPEN,
             False,
             (),
-            f"No difference is shown: {listed or 'nothing could be compared'}. Keep the control, or go on if a lift "
-            "within these intervals is worth it; `storyrec ab plan` says how long that takes.",
+            "Keep the control, or go on if a lift within these intervals is worth it: "
+            f"{listed or 'nothing could be compared'}. `storyrec ab plan` says how long that takes.",
         )
     if len(signs) > 1:
         return Verdict(

@@ -8,7 +8,8 @@ from storyrec.serving.recommender import INT64
 
 Int64 = Annotated[int, Field(ge=-INT64, lt=INT64)]
 Int64s = Annotated[list[Int64], Field(fail_fast=True)]  # a megabyte of wrong values is one error
-Id = Annotated[str, Field(max_length=200)]
+MAX_ID_LENGTH = 200
+Id = Annotated[str, Field(max_length=MAX_ID_LENGTH)]
 Status = Literal["known", "appended", "unknown"]
 
 CLICKS: list[JsonValue] = [{"item_id": 1042, "clicked_us": 1773057600000000}]

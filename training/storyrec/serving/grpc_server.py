@@ -2,17 +2,19 @@
 
 import math
 import time
+from collections.abc import Awaitable, Callable
 from typing import NoReturn, TypeAlias
 
 import grpc
 import numpy as np
+from google.protobuf.message import DecodeError, Message
 from pydantic import ValidationError
 
 from storyrec.errors import PlatformError
 from storyrec.serving import open_inference_pb2 as pb
 from storyrec.serving.answers import Answer
 from storyrec.serving.app import VERSION
-from storyrec.serving.bodies import Tensor
+from storyrec.serving.bodies import MAX_ID_LENGTH, Tensor
 from storyrec.serving.metrics import REQUESTS, SECONDS
 from storyrec.serving.oip import INPUTS, MODEL_NAME, OUTPUTS, PLATFORM, infer_tensors
 from storyrec.serving.open_inference_pb2_grpc import (
@@ -38,7 +40,7 @@ async def start_grpc(recommender: Recommender, *, host: str, port: int, max_body
         PlatformError: the port is taken or the address is not this machine's.
     """
     options = [("grpc.so_reuseport", 1), ("grpc.max_receive_message_length", max_body_bytes)]
-    server = grpc.aio.server(options=options)
+    server = grpc.aio.server(options=options, interceptors=[Malformed()])
     add_GRPCInferenceServiceServicer_to_server(InferenceService(recommender), server)  # type: ignore[no-untyped-call]
     try:
         server.add_insecure_port(f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
@@ -51,6 +53,35 @@ async def start_grpc(recommender: Recommender, *, host: str, port: int, max_body
         ) from error
     await server.start()
     return server
+
+
+class Malformed(grpc.aio.ServerInterceptor):
+    """Refuses bytes that are no message of the protocol; grpc alone takes them for an error of ours."""
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler | None]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> grpc.RpcMethodHandler | None:
+        """The call's handler, with a parser that does not raise."""
+        handler = await continuation(handler_call_details)
+        if handler is None:
+            return None
+
+        def parse(content: bytes) -> Message | None:
+            try:
+                parsed: Message = handler.request_deserializer(content)
+            except DecodeError:
+                return None
+            return parsed
+
+        async def answer(request: Message | None, context: Context) -> Message:
+            if request is None:
+                await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the request is no message of this call")
+            answered: Message = await handler.unary_unary(request, context)
+            return answered
+
+        return grpc.unary_unary_rpc_method_handler(answer, parse, handler.response_serializer)
 
 
 class InferenceService(GRPCInferenceServiceServicer):
@@ -95,6 +126,8 @@ class InferenceService(GRPCInferenceServiceServicer):
         try:
             await _require_model(request.model_name, context)
             status = "error"
+            if len(request.id) > MAX_ID_LENGTH:
+                raise BadRequest(f"the id has {len(request.id)} characters; it may have {MAX_ID_LENGTH}")
             answer = await infer_tensors(
                 self._recommender,
                 _tensors(request),

@@ -317,7 +317,7 @@ class Recommender:
         version = chosen.served.bundle.version
         log.error("the %s %s failed", chosen.role, version, exc_info=error)
         metrics.FAILURES.labels(chosen.role).inc()
-        if self.models.traffic is not None:
+        if self.models.traffic is not None and asked.user_id is not None:
             self.models.traffic.note_failure(version)
         if self._answers is not None:
             self._answers.put(
