@@ -15,9 +15,9 @@ import pytest
 import storyrec.evaluate as evaluate_module
 from storyrec.bundle import Bundle
 from storyrec.config import Config
-from storyrec.evaluate import evaluate_model, score_instances
+from storyrec.evaluate import evaluate_model, score_instances, unknown_word_warnings
 from storyrec.features.sequences import midnight_us
-from storyrec.features.titles import Vocabulary
+from storyrec.features.titles import UnknownWords, Vocabulary
 from storyrec.logs.partitions import encode
 from storyrec.manifest import seal_folder
 from storyrec.metrics import per_user_auc
@@ -292,3 +292,11 @@ def test_nothing_but_the_simulator_and_the_oracle_line_knows_where_the_truth_is(
     package = Path(evaluate_module.__file__).parent
     readers = {file.name for file in package.rglob("*.py") if "locations.truth" in file.read_text(encoding="utf-8")}
     assert readers == {"evaluate.py", "run.py", "cli.py", "simulate.py"}
+
+
+def test_titles_at_the_bound_and_days_without_new_titles_give_no_warning() -> None:
+    counts = {"stories": UnknownWords(5, 20, 2), "products": UnknownWords(0, 0, 0)}
+    assert unknown_word_warnings({"challenger": counts}, largest=0.1) == []
+    assert unknown_word_warnings({"challenger": counts}, largest=0.09) == [
+        "10.0% of the words in the titles of 5 new stories are unknown to the challenger, more than 9.0%"
+    ]

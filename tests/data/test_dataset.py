@@ -389,3 +389,12 @@ def test_logs_with_days_only_see_no_click_of_the_same_day() -> None:
         (dataset.product_clicks, dataset.holdout.product_stop_B),
     ):
         assert (log.clicked_us_C[stop_B[stop_B > 0] - 1] < HOLDOUT_US).all()
+
+
+def test_impressions_at_midnight_are_in_the_part_of_their_day() -> None:
+    dataset = planted_dataset(2, num_users=40, day_resolution=True, covers=False)
+    assert set(dataset.holdout.shown_us_B.tolist()) == {HOLDOUT_US}
+    assert len(dataset.holdout) == 40 * 12
+    num_learned = len(dataset.train) + len(dataset.validation) + dataset.left_out["non-click that was not drawn"]
+    assert num_learned == dataset.windows.training_days * 40 * 12
+    assert dataset.train.shown_us_B.max() < dataset.validation.shown_us_B.max() < HOLDOUT_US

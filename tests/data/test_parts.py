@@ -66,6 +66,17 @@ def test_small_months_are_one_part_and_large_days_one_each(storage: FolderStorag
     assert made[2].folder.name.startswith("2026-03-02.")
 
 
+def test_a_file_that_moves_to_another_day_makes_another_part(storage: FolderStorage) -> None:
+    copies = Copies()
+    before = make(storage, copies)[0]
+    moved = storage.folder / "validated/t"
+    (moved / f"dt={FIRST}").rename(moved / f"dt={FIRST - timedelta(days=1)}")
+    after = make(storage, copies)[0]
+    assert after.days[0] == FIRST - timedelta(days=1)
+    assert (after.folder / "all").read_bytes() == b"012"
+    assert after.folder != before.folder
+
+
 def test_only_the_parts_of_the_days_asked_for_are_made(storage: FolderStorage) -> None:
     copies = Copies()
     (part,) = make(storage, copies, days=[FIRST + timedelta(days=1)])

@@ -10,6 +10,7 @@ from storyrec.logs.partitions import (
     day_number,
     encode,
     list_days,
+    list_files,
     partition_key,
     read_days,
     read_partition,
@@ -35,6 +36,17 @@ def test_a_missing_day_names_the_days_around_it(market: Market) -> None:
         write_partition(market.logs, "impressions", DAY + timedelta(days=offset), rows)
     with pytest.raises(MissingPartition, match="2026-03-03, 2026-03-04, 2026-03-09"):
         read_partition(market.logs, "impressions", DAY)
+
+
+def test_files_in_other_folders_are_no_part_of_a_day(market: Market) -> None:
+    market.write(DAY, make_rows(DAY))
+    key = partition_key("product_clicks", DAY)
+    rows = market.logs.read(key)
+    for other in (f"product_clicks/old/dt={DAY}/part-0.parquet", f"product_clicks/dt={DAY}/_tries/part-0.parquet"):
+        market.logs.write(other, rows)
+    assert list_files(market.logs, "product_clicks") == {DAY: [key]}
+    assert read_partition(market.logs, "product_clicks", DAY).num_rows == 120
+    assert read_days(market.logs, "product_clicks", [DAY]).table.num_rows == 120
 
 
 def test_a_corrupt_file_is_named(market: Market) -> None:

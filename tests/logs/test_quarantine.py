@@ -14,7 +14,7 @@ from storyrec.errors import ConfigError, DataError, SchemaMismatch
 from storyrec.logs.known import read_pairs
 from storyrec.logs.partitions import QUARANTINE, VALIDATED, partition_key, quarantine_schema, read_partition
 from storyrec.logs.quarantine import list_quarantine, replay
-from storyrec.logs.reports import read_report
+from storyrec.logs.reports import read_report, write_report
 from storyrec.logs.validate import validate_logs
 
 
@@ -111,6 +111,27 @@ def test_a_row_that_is_already_there_is_no_second_time_put_back(market: Market, 
     corrected = save_corrected(market, tmp_path / "c.parquet", "stories", title="a title", story_id=2)
     done = replay(market.config, day=DAY, table="stories", corrected=corrected)
     assert (done.accepted, done.rejected) == (0, {"story_once": 1})
+
+
+def test_rows_that_are_put_back_one_after_the_other_are_all_there(market: Market, tmp_path: Path) -> None:
+    num_clean = clean(market, "impressions").num_rows
+    for number, user in enumerate((902, 904)):
+        frame = pd.read_parquet(Path(market.work.url) / partition_key("impressions", DAY, prefix=QUARANTINE))
+        frame.loc[frame.user_id == user, "story_id"] = 1
+        frame.to_parquet(tmp_path / "c.parquet")
+        assert replay(market.config, day=DAY, table="impressions", corrected=tmp_path / "c.parquet").accepted == 1
+        assert clean(market, "impressions").num_rows == num_clean + number + 1
+    assert {902, 904} <= set(clean(market, "impressions")["user_id"].to_pylist())
+
+
+def test_a_stopped_days_rows_are_not_put_back(market: Market) -> None:
+    report = read_report(market.work, DAY)
+    assert report is not None
+    write_report(market.work, report.model_copy(update={"status": "stopped", "reasons": ("too few rows",)}))
+    before = market.files()
+    with pytest.raises(DataError, match="2026-03-05 is stopped: too few rows"):
+        replay(market.config, day=DAY, table="impressions")
+    assert market.files() == before
 
 
 def _without_title(path: Path, market: Market) -> None:

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+from codecs import BOM_UTF8
 from collections.abc import Callable
 from datetime import date
 from pathlib import Path
@@ -290,8 +291,10 @@ def test_a_broken_line_is_named_and_nothing_is_left(
         (_set(4, lambda text: "901"), "column 5 (product_seq)"),
         (_set(5, lambda text: "5," + text[text.index(",") + 1 :]), "column 6 (content_time_seq)"),
         (_set(5, lambda text: ",".join("5" for _ in text.split(","))), "absolute times in both, or in none"),
-        (_set(5, lambda text: "253402300799," + text[text.index(",") + 1 :]), "the time 253402300799"),
-        (_set(5, lambda text: text[: text.rindex(",")] + ",nan"), "the time nan"),
+        (_set(6, lambda text: "inf" + text[text.index(",") :]), "column 7 (product_time_seq) has the time inf"),
+        (_set(6, lambda text: text[: text.rindex(",")] + ",nan"), "column 7 (product_time_seq) has the time nan"),
+        (_set(6, lambda text: text.replace(",", "000000,") + "000000"), "no time after 2099"),
+        (_set(6, lambda text: text + "000"), "one unit, seconds or milliseconds"),
         (_set(7, lambda text: "21"), "column 8 (content_seq_len)"),
         (_set(18, lambda text: "170" + text[text.index(",") :]), "column 19 (content_seq_time_ids)"),
     ],
@@ -327,16 +330,55 @@ def test_what_cannot_be_read_is_said(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="do not belong together"):
         import_srd(source=source, out=tmp_path / "out", vocabulary=None)
     (source / "SRD-2_train_data.txt").unlink()
-    (source / "SRD-1_pretrain_data.txt").write_bytes(b"")
-    with pytest.raises(DataError, match="the file is empty"):
-        import_srd(source=source, out=tmp_path / "out", vocabulary=None)
-    (source / "SRD-1_test_data.txt").mkdir()
-    (source / "SRD-1_pretrain_data.txt").unlink()
-    with pytest.raises(DataError, match=r"cannot be read: .*Is a directory"):
-        import_srd(source=source, out=tmp_path / "out", vocabulary=None)
     with pytest.raises(DataError, match="the vocabulary cannot be read"):
         import_srd(source=source, out=tmp_path / "out", vocabulary=tmp_path / "none.txt")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_an_empty_file_is_an_error_and_no_import_of_the_others(tmp_path: Path, packed: bool) -> None:
+    source = tmp_path / "in"
+    make(source, num_users=1)
+    (source / "SRD-1_test_data.txt").unlink()
+    path = source / f"SRD-1_test_data.txt{'.gz' * packed}"
+    path.write_bytes(b"" if packed else b"\n  \n")
+    with pytest.raises(DataError, match="the file is empty") as caught:
+        import_srd(source=source, out=tmp_path / "out", vocabulary=None)
+    assert caught.value.where == str(path)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("make_it", [Path.mkdir, lambda path: path.symlink_to("nowhere")], ids=["folder", "link"])
+def test_what_has_a_files_name_and_is_none_is_an_error(tmp_path: Path, make_it: Callable[[Path], None]) -> None:
+    source = tmp_path / "in"
+    make(source, num_users=1)
+    (source / "SRD-1_test_data.txt").unlink()
+    make_it(source / "SRD-1_test_data.txt")
+    with pytest.raises(DataError, match=r"SRD-1_test_data\.txt is no file") as caught:
+        import_srd(source=source, out=tmp_path / "out", vocabulary=None)
+    assert caught.value.where == str(source / "SRD-1_test_data.txt")
+
+
+def test_a_byte_order_mark_makes_no_other_user(tmp_path: Path) -> None:
+    source = tmp_path / "in"
+    make(source, num_users=1)
+    path = source / "SRD-1_train_data.txt"
+    path.write_bytes(BOM_UTF8 + path.read_bytes())
+    with pytest.raises(DataError, match="byte order mark") as caught:
+        import_srd(source=source, out=tmp_path / "out", vocabulary=None)
+    assert caught.value.where == f"{path}, line 1"
+
+
+def test_names_in_other_cases_are_known(tmp_path: Path) -> None:
+    source = tmp_path / "in"
+    make(source, num_users=1)
+    path = source / "SRD-1_train_data.txt"
+    packed = source / "SRD-1_TRAIN_data.txt.GZ"
+    packed.write_bytes(gzip.compress(path.read_bytes()))
+    with pytest.raises(DataError, match="do not belong together"):
+        import_srd(source=source, out=tmp_path / "out", vocabulary=None)
+    path.unlink()
+    assert import_srd(source=source, out=tmp_path / "out", vocabulary=None)["lines"][packed.name] == 4
 
 
 def test_the_same_import_again_writes_nothing_and_another_is_refused(tmp_path: Path) -> None:

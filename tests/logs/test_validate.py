@@ -304,3 +304,18 @@ def test_it_runs_on_s3(s3: S3Server) -> None:
     assert report.status == "valid"
     assert list_days(storage, "stories", prefix="work/validated/") == [DAY - timedelta(days=1), DAY]
     assert storage.exists("work/data_docs/dt=2026-03-05/index.html")
+
+
+def test_a_stopped_days_report_names_every_table_that_cannot_be_read_and_the_file(market: Market) -> None:
+    days = market.write_days(FIRST, 5)
+    clicks = to_table("product_clicks", make_rows(days[1])["product_clicks"]).rename_columns({"user_id": "user"})
+    market.logs.write(partition_key("product_clicks", days[1]), encode(clicks))
+    market.logs.write(partition_key("impressions", days[1]), b"no Parquet")
+    catch_up(market.config, day=days[2])
+    stopped = report_of(market, days[1])
+    assert stopped.status == "stopped"
+    impressions, product_clicks = stopped.reasons
+    assert impressions.startswith("impressions: this file is no readable Parquet file")
+    assert product_clicks.startswith("product_clicks: column 'user_id' is missing")
+    assert impressions.endswith(f"; where: {market.logs.url}/{partition_key('impressions', days[1])}")
+    assert product_clicks.endswith(f"; where: {market.logs.url}/{partition_key('product_clicks', days[1])}")

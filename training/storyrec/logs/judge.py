@@ -76,8 +76,11 @@ def judge(
         measure: makes the facts of a table's day.
         judge_absent: whether day rules are judged for a table that has no partition on the day.
     """
-    problems = {day: f"{table}: {p.found}" for table, part in read.items() for day, p in part.problems.items()}
-    reasons: dict[date, list[str]] = {day: [reason] for day, reason in problems.items()}
+    reasons: dict[date, list[str]] = {}
+    for table, part in read.items():
+        for day, problem in part.problems.items():
+            reasons.setdefault(day, []).append(f"{table}: {problem.found}; where: {problem.where}")
+    problems = frozenset(reasons)
     masks: dict[str, dict[str, Mask]] = {}
     while True:
         catalog: dict[str, KnownIds] = {}

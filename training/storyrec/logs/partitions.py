@@ -1,6 +1,7 @@
 """Day partitions of the log contract, read and written with Arrow through a Storage.
 
-A partition is every Parquet file below `<prefix><table>/dt=YYYY-MM-DD/`, in the order of the names.
+A partition is every Parquet file in `<prefix><table>/dt=YYYY-MM-DD/`, in the order of the names; what lies
+in folders below it is another program's.
 What is read has the contract's columns and types: casts that lose nothing are made (float16 covers,
 aware timestamps of another unit, narrower integers), columns beyond the contract are dropped.
 A file goes through memory a batch of rows at a time.
@@ -141,7 +142,7 @@ def read_partition(
         SchemaMismatch: a column is missing or has another type.
         DataError: a file is no Parquet file.
     """
-    keys = _parquet_keys(storage.list(f"{prefix}{table}/dt={day}/"))
+    keys = [key for key in storage.list(f"{prefix}{table}/dt={day}/") if _DAY.search(key)]
     if not keys:
         raise missing_partition(storage, table, day, prefix=prefix)
     wanted = _wanted(schema or TABLES[table], columns)
@@ -323,10 +324,6 @@ def missing_partition(storage: Storage, table: str, day: date, *, prefix: str = 
         where=storage.url,
         remedy="wait for the day's logs, name a day that is there, or correct the location",
     )
-
-
-def _parquet_keys(keys: Iterable[str]) -> list[str]:
-    return [key for key in keys if key.endswith(".parquet")]
 
 
 def _wanted(schema: pa.Schema, columns: Sequence[str] | None) -> pa.Schema:

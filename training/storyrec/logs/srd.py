@@ -43,7 +43,7 @@ STAND_INS = {
 }
 
 _SECONDS, _MILLISECONDS = 10**9, 10**12  # later than 2001, in either unit; smaller numbers are no absolute time
-_END_US = 4_102_444_800_000_000  # 2100
+_END_SECONDS = 4_102_444_800  # the year 2100
 _BEIJING_SECONDS = 8 * 3_600
 _PUBLISHED_MB = 1e6
 
@@ -204,9 +204,10 @@ def _times(line: Line, column: int, *, count: int) -> list[int]:
     if len(values) < count:
         raise line.problem(column, f"has {len(values)} values", f"{count} values")
     unit = 1_000 if min(values) >= _MILLISECONDS else 1_000_000
-    for value in values:
-        if not value * unit < _END_US:
-            raise line.problem(column, f"has the time {value:.0f}", "epoch seconds or milliseconds before 2100")
+    if odd := [value for value in values if not value * unit < _END_SECONDS * 1_000_000]:
+        raise line.problem(
+            column, f"has the time {odd[0]:.17g}", "one unit, seconds or milliseconds, and no time after 2099"
+        )
     return [int(value) * unit + _BEIJING_SECONDS * 1_000_000 for value in values]
 
 

@@ -9,6 +9,7 @@ import gzip
 import math
 import re
 import zlib
+from codecs import BOM_UTF8
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -181,7 +182,7 @@ def find_files(folder: Path) -> list[SourceFile]:
     """The published files of a folder: pre-training first, then training, then test.
 
     Raises:
-        DataError: there is none, both editions are there, or a file is there twice.
+        DataError: there is none, both editions are there, a file is there twice, or one of them is no file.
     """
     expected = "SRD-1_train_data.txt, SRD-1_test_data.txt, SRD-1_pretrain_data.txt or SRD-2's, each plain or .gz"
     if not folder.is_dir():
@@ -194,10 +195,17 @@ def find_files(folder: Path) -> list[SourceFile]:
     files = []
     for path in sorted(folder.iterdir()):
         if match := _NAME.fullmatch(path.name):
+            if not path.is_file():
+                raise DataError(
+                    f"{path.name} is no file",
+                    expected=expected,
+                    where=str(path),
+                    remedy="put the file there, or remove what has its name",
+                )
             kind: Kind = match[2].lower()  # type: ignore[assignment]
             files.append(SourceFile(path, kind, match[1]))
     editions = {file.edition for file in files}
-    stems = [file.path.name.removesuffix(".gz") for file in files]
+    stems = [file.path.name.lower().removesuffix(".gz") for file in files]
     if len(editions) == 1 and len(set(stems)) == len(stems):
         return sorted(files, key=lambda file: (list(COLUMNS).index(file.kind), file.path.name))
     there = ", ".join(sorted(path.name for path in folder.iterdir())[:10]) or "nothing"
@@ -214,15 +222,18 @@ def read_lines(file: SourceFile) -> Iterator[tuple[Line, int]]:
     """The lines of a file, and how many bytes of the file are read so far; blank lines are passed over.
 
     Raises:
-        DataError: it cannot be read or unpacked, is empty or not UTF-8, or a line has another number of columns.
+        DataError: it cannot be read or unpacked, is not UTF-8, has no line, or a line has another number of columns.
     """
     columns = COLUMNS[file.kind]
+    packed = file.path.suffix.lower() == ".gz"
     number = 0
+    is_empty = True
     try:
-        with file.path.open("rb") as raw, _unpack(raw, packed=file.path.suffix == ".gz") as unpacked:
+        with file.path.open("rb") as raw, _unpack(raw, packed=packed) as unpacked:
             for number, text in enumerate(unpacked, start=1):
                 if not text.strip():
                     continue
+                is_empty = False
                 fields = text.rstrip(b"\r\n").split(b"\t")
                 line = Line(file.path, number, columns, fields)
                 if not text.isascii():
@@ -237,13 +248,18 @@ def read_lines(file: SourceFile) -> Iterator[tuple[Line, int]]:
                 yield line, raw.tell()
     except (EOFError, zlib.error, OSError) as error:
         raise DataError(
-            f"the file cannot be {'unpacked' if file.path.suffix == '.gz' else 'read'}: {error}",
+            f"the file cannot be {'unpacked' if packed else 'read'}: {error}",
             expected="a whole file",
             where=f"{file.path}, after line {number}",
             remedy="get the file again",
         ) from error
-    if not number:
-        raise DataError("the file is empty", expected="a whole file", where=str(file.path), remedy="get the file again")
+    if is_empty:
+        raise DataError(
+            "the file is empty",
+            expected=f"lines of {len(columns)} columns",
+            where=str(file.path),
+            remedy="get the file again, or remove it",
+        )
 
 
 def read_words(path: Path) -> list[str]:
@@ -288,6 +304,13 @@ def _unpack(raw: IO[bytes], *, packed: bool) -> AbstractContextManager[Iterable[
 
 
 def _check_encoding(line: Line, text: bytes) -> None:
+    if line.number == 1 and text.startswith(BOM_UTF8):
+        raise DataError(
+            "the file begins with a byte order mark, which would belong to the first value",
+            expected="UTF-8 text without one",
+            where=f"{line.path}, line 1",
+            remedy="get the file again; do not convert it",
+        )
     try:
         text.decode("utf-8")
     except UnicodeDecodeError as error:
