@@ -332,7 +332,7 @@ def test_what_was_retired_leaves_the_registry_and_the_online_store(
 ) -> None:
     run_day(world, 4, config=config)
     before = opened(config)
-    known = {*before._views, *before._services}
+    known = registered(before)
     repo = world.folder / "feature_repo"
     shutil.copytree(REPO, repo, ignore=shutil.ignore_patterns("__pycache__"))
     definitions, schemas = repo / "definitions.py", repo / "schemas.json"
@@ -340,17 +340,23 @@ def test_what_was_retired_leaves_the_registry_and_the_online_store(
     text = definitions.read_text()
     definitions.write_text(
         f"{text}\nimport copy\nold = copy.copy(story_embedding)\nold.name = 'old'\n"
+        "old.batch_source = _source('old')\n"
         "old_v1 = _service('old_v1', [old], 'Nobody reads it.', consumer='nobody')\n"
     )
     client = opened(config)
-    assert registered(client) == {*known, "old", "old_v1"}
+    assert registered(client) == {*known, "old", "old_v1", "old_source"}
     layout = client.layout("old")
     row = layout.pack(Row(1, 1, (np.zeros(64, np.float32).tobytes(), b"8c1f0a6b2e4d9713")))
     client._online.put(client._config, layout, {7: row})
     assert client.online_values("old", [7]) == [row]
 
     definitions.write_text(text)
-    assert registered(opened(config)) == {*known, "old", "old_v1"}  # what is only forgotten is not taken away
+    assert registered(opened(config)) == {
+        *known,
+        "old",
+        "old_v1",
+        "old_source",
+    }  # what is only forgotten is not taken away
     schemas.write_text(json.dumps(json.loads(schemas.read_text()) | {"retired": ["old", "old_v1"]}))
     for _ in range(2):
         after = opened(config)
@@ -360,7 +366,8 @@ def test_what_was_retired_leaves_the_registry_and_the_online_store(
 
 
 def registered(client: FeatureStoreClient) -> set[str]:
-    """The views and services that the registry knows."""
+    """The views, services and sources that the registry knows."""
     store = client._store
     store.refresh_registry()
-    return {one.name for one in [*store.list_feature_views(), *store.list_feature_services()]}
+    views, services, sources = store.list_feature_views(), store.list_feature_services(), store.list_data_sources()
+    return {one.name for one in [*views, *services, *sources]}
