@@ -87,7 +87,7 @@ def _sequence(domain: str, *, lineage: str) -> FeatureView:
         f"{domain}_ids",
         Array(Int64),
         f"The last {'stories' if domain == 'story' else 'products'} clicked, oldest first.",
-        shape="1 to 20",
+        shape=f"1 to {SEQUENCE_LENGTH}",
         unit=f"{domain} ids",
         example="[17, 4, 233]",
     )

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from storyrec.errors import SchemaMismatch
+from storyrec.errors import ConfigError, SchemaMismatch
 from storyrec.features.catalog import Catalog, CatalogService, read_catalog
 from storyrec.features.schemas import (
     Schemas,
@@ -104,6 +104,25 @@ def test_a_change_is_refused_and_nothing_is_released(repo: Path) -> None:
         with pytest.raises(SchemaMismatch, match=r"(?s)unit of story_clicked_us.*milliseconds.*next _vN"):
             command(repo)
     assert (repo / "schemas.json").read_bytes() == before
+
+
+def test_sequences_of_another_length_are_another_version(repo: Path) -> None:
+    edit(repo, "SEQUENCE_LENGTH = 20", "SEQUENCE_LENGTH = 50")
+    with pytest.raises(SchemaMismatch, match="shape of story_ids in view 'user_story_sequence' is 1 to 50, released"):
+        check_schemas(repo)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "message"),
+    [
+        ('OWNER = "storyrec"', 'OWNER = "storyrec', "SyntaxError: unterminated string literal"),
+        ('shape="64"', "shape=width", r"(?s)NameError: name 'width' is not defined.*definitions.py, line \d+"),
+    ],
+)
+def test_definitions_that_are_no_python_are_one_clear_error(repo: Path, before: str, after: str, message: str) -> None:
+    edit(repo, before, after)
+    with pytest.raises(ConfigError, match=message):
+        check_schemas(repo)
 
 
 def test_a_new_version_is_released_beside_the_old_one_which_is_retired_later(repo: Path) -> None:

@@ -81,6 +81,19 @@ def test_a_role_does_what_it_may_and_nobody_else_does_anything(server: Server) -
     assert server.stored() != before
 
 
+def test_who_asks_wrongly_is_told_without_a_traceback_in_the_log(server: Server) -> None:
+    log = server.world.folder / "server.log"
+    before, client = log.stat().st_size, server.client
+    unknown = {"feature_service": "nothing_v1", "entities": {"user_id": [9]}}
+    answer = client.post("/get-online-features", json=unknown)
+    assert (answer.status_code, "nothing_v1 does not exist" in answer.text) == (404, True)
+    rows = {"push_source_name": "nothing", "df": {"user_id": [9]}}
+    answer = client.post("/push", json=rows)
+    assert (answer.status_code, "push source 'nothing'" in answer.text) == (422, True)
+    assert asked(server, "/push", server.provider.token("reader")) == 403
+    assert b"Traceback" not in log.read_bytes()[before:]
+
+
 def _forged(server: Server) -> str:
     return server.provider.token("admin", key=rsa.generate_private_key(public_exponent=65_537, key_size=2_048))
 

@@ -333,7 +333,7 @@ def test_what_was_retired_leaves_the_registry_and_the_online_store(
 ) -> None:
     run_day(world, 4, config=config)
     before = opened(config)
-    known = {*before._views, *before._services}
+    known = registered(before)
     repo = world.folder / "feature_repo"
     shutil.copytree(REPO, repo, ignore=shutil.ignore_patterns("__pycache__"))
     definitions, schemas = repo / "definitions.py", repo / "schemas.json"
@@ -341,11 +341,12 @@ def test_what_was_retired_leaves_the_registry_and_the_online_store(
     text = definitions.read_text()
     definitions.write_text(
         f"{text}\nimport copy\nold, old_by_model = copy.copy(story_embedding), copy.copy(story_embedding_by_model)\n"
-        "old.name, old_by_model.name = 'old', 'old_by_model'\n"
+        "old.name, old_by_model.name = 'old', 'old_by_model'\nold.batch_source = _source('old')\n"
         "old_v1 = _service('old_v1', [old], 'Nobody reads it.', consumer='nobody')\n"
     )
-    client, retired = opened(config), {"old", "old_by_model", "old_v1"}
-    assert registered(client) == known | retired
+    client, retired = opened(config), ["old", "old_by_model", "old_v1"]
+    with_old = {*known, *retired, "old_source"}
+    assert registered(client) == with_old
     client._online.publish_models(client._config, OnlineModels("m", ("m",)), published_us=1)
     layouts = [client.layout("old"), client.layout("old_by_model").of_model("m")]
     for layout in layouts:
@@ -355,8 +356,8 @@ def test_what_was_retired_leaves_the_registry_and_the_online_store(
         assert client._online.get(client._config, layout.view, [7]) == [row]
 
     definitions.write_text(text)
-    assert registered(opened(config)) == known | retired  # what is only forgotten is not taken away
-    schemas.write_text(json.dumps(json.loads(schemas.read_text()) | {"retired": sorted(retired)}))
+    assert registered(opened(config)) == with_old  # what is only forgotten is not taken away
+    schemas.write_text(json.dumps(json.loads(schemas.read_text()) | {"retired": retired}))
     for _ in range(2):
         after = opened(config)
         assert registered(after) == known
@@ -365,7 +366,8 @@ def test_what_was_retired_leaves_the_registry_and_the_online_store(
 
 
 def registered(client: FeatureStoreClient) -> set[str]:
-    """The views and services that the registry knows."""
+    """The views, services and sources that the registry knows."""
     store = client._store
     store.refresh_registry()
-    return {one.name for one in [*store.list_feature_views(), *store.list_feature_services()]}
+    views, services, sources = store.list_feature_views(), store.list_feature_services(), store.list_data_sources()
+    return {one.name for one in [*views, *services, *sources]}

@@ -44,6 +44,14 @@ def all_answered(client: socket.socket) -> bytes:
     return b"".join(iter(lambda: client.recv(65_536), b""))
 
 
+def one_answer(client: socket.socket) -> bytes:
+    """What comes until nothing does for a moment."""
+    answer = client.recv(65_536)
+    while select([client], [], [], SECONDS / 10)[0]:
+        answer += client.recv(65_536)
+    return answer
+
+
 def test_half_of_the_headers_is_answered_with_408_in_time(address: str) -> None:
     with connection(address) as client:
         began = time.monotonic()
@@ -64,6 +72,28 @@ def test_a_header_a_moment_does_not_win_time(address: str) -> None:
             client.sendall(b"x-more: 1\r\n")
             assert time.monotonic() - began < SECONDS + 10
         assert all_answered(client).startswith(b"HTTP/1.1 408 ")
+
+
+def test_an_answered_request_does_not_go_on_for_ever(address: str) -> None:
+    with connection(address) as client:
+        client.sendall(b"POST /nowhere HTTP/1.1\r\nHost: here\r\nContent-Length: 1000\r\n\r\n")
+        began = time.monotonic()
+        assert one_answer(client).startswith(b"HTTP/1.1 404 ")
+        while not select([client], [], [], SECONDS / 5)[0]:
+            client.sendall(b" ")
+            assert time.monotonic() - began < SECONDS + 10
+        assert client.recv(65_536) == b""
+        assert time.monotonic() - began > SECONDS - 0.1
+
+
+def test_a_body_that_ends_after_its_answer_is_followed_by_the_next_request(address: str) -> None:
+    with connection(address) as client:
+        client.sendall(b"POST /nowhere HTTP/1.1\r\nHost: here\r\nContent-Length: 2\r\n\r\n{")
+        assert one_answer(client).startswith(b"HTTP/1.1 404 ")
+        client.sendall(b"}")
+        assert not select([client], [], [], 1.5 * SECONDS)[0]
+        client.sendall(WHOLE)
+        assert one_answer(client).startswith(b"HTTP/1.1 200 ")
 
 
 def test_a_client_that_says_nothing_gets_no_answer_but_the_end(address: str) -> None:

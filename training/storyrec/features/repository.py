@@ -5,6 +5,7 @@ import os
 import re
 import runpy
 import sys
+import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,13 +60,23 @@ def load_definitions(repo: Path, *, features: Path) -> Definitions:
     """What definitions.py of a feature repository declares, for the offline partitions below `features`.
 
     Raises:
+        ConfigError: its definitions are wrong.
         PlatformError: there is no feature repository.
     """
     path = repo / "definitions.py"
     if not path.is_file():
         raise _no_repository(path, "no such file")
     with _environment("STORYREC_FEATURES", str(features)):
-        names = runpy.run_path(str(path))
+        try:
+            names = runpy.run_path(str(path))
+        except Exception as error:  # whatever Python or Feast finds wrong
+            lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+            raise ConfigError(
+                f"the definitions cannot be read: {type(error).__name__}: {error}",
+                expected="Python that declares entities, views, services and permissions of Feast",
+                where=f"{path}, line {lines[-1]}" if lines else str(path),
+                remedy="correct this line, then run `storyrec features check`",
+            ) from error
     values = names.values()
     return Definitions(
         [value for value in values if isinstance(value, Entity)],

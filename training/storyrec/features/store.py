@@ -34,6 +34,7 @@ from storyrec.storage import one_writer, write_file
 
 with light_import():
     from feast import FeatureService, FeatureStore, FeatureView, FileSource
+    from feast.data_source import DataSource
     from feast.repo_config import RepoConfig
 
     from storyrec.features import online_models
@@ -121,8 +122,11 @@ class FeatureStoreClient:
             if retired:
                 services = [one for one in self._store.list_feature_services() if one.name in retired]
                 views = [one for one in self._store.list_feature_views() if one.name in retired]
+                used = {source.name for view in definitions.views for source in _sources(view)}
+                sources = {source.name: source for view in views for source in _sources(view)}
+                unused = [source for name, source in sources.items() if name not in used]
                 if services or views:
-                    self._store.apply([], objects_to_delete=[*services, *views], partial=False)
+                    self._store.apply([], objects_to_delete=[*services, *views, *unused], partial=False)
             self._views = {view.name: view for view in definitions.views}
             self._services = {service.name: service for service in definitions.services}
             self._layouts = {name: layout_of(view) for name, view in self._views.items()}
@@ -442,6 +446,10 @@ def open_feature_store(work: str, *, profile: Literal["local", "cluster"]) -> Fe
     client = FeatureStoreClient(store, repo=repo, features=root / "features", lock=folder / "lock")
     client.apply()
     return client
+
+
+def _sources(view: FeatureView) -> list[DataSource]:
+    return [source for source in (view.batch_source, view.stream_source) if source]
 
 
 def _restarted(view: str) -> PlatformError:

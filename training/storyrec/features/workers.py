@@ -7,6 +7,7 @@ from typing import Any, ClassVar, cast
 
 from feast import FeatureStore
 from feast import metrics as feast_metrics
+from feast.errors import FeastError
 from feast.feature_server import FeastServeApplication
 from feast.infra.registry.sql import SqlRegistry
 from feast.permissions.server.utils import (
@@ -15,6 +16,8 @@ from feast.permissions.server.utils import (
     init_security_manager,
     str_to_auth_manager_type,
 )
+from starlette.requests import Request
+from starlette.responses import JSONResponse
 from uvicorn_worker import UvicornWorker
 
 from storyrec.features.read_app import ReadApp
@@ -46,6 +49,7 @@ class Workers(FeastServeApplication):  # type: ignore[misc]
 
     def load(self) -> ReadApp:
         gc.freeze()  # Feast's many modules are not looked through again and again, which takes a tenth of a second
+        self._app.add_exception_handler(FeastError, _refuse)
         return ReadApp(self._app, self._store)
 
     def _forked(self, arbiter: Any, worker: Any) -> None:
@@ -53,6 +57,13 @@ class Workers(FeastServeApplication):  # type: ignore[misc]
         registry = cast("SqlRegistry", self._store.registry)
         for engine in (registry.read_engine, registry.write_engine):
             engine.dispose(close=False)
+
+
+async def _refuse(request: Request, error: FeastError) -> JSONResponse:
+    """Feast's answer to who asked wrongly, without the tracebacks that it logs of an error of its own."""
+    if error.http_status_code() >= 500:
+        raise error
+    return JSONResponse(error.to_error_detail(), error.http_status_code())
 
 
 def _announce(worker: Any) -> None:

@@ -1,4 +1,4 @@
-"""One client's connection to a server: uvicorn's, which alone would wait for the end of the headers for ever."""
+"""One client's connection to a server: uvicorn's, which alone would wait for ever for what does not come."""
 
 import asyncio
 from typing import Any
@@ -9,8 +9,11 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 class Connection(HttpToolsProtocol):
     """Hangs up on a client whose headers do not come in time, with 408 where it has begun to send them.
 
+    So it does on one that goes on and on with the body of a request that is answered already.
+
     Args:
-        header_seconds: from the beginning of the connection, or of a later request, to the end of the headers.
+        header_seconds: from the beginning of the connection, or of a later request, to the end of the headers; also
+            from an answer to the end of its request's body.
     """
 
     def __init__(self, *arguments: Any, header_seconds: float, **more: Any) -> None:
@@ -33,6 +36,17 @@ class Connection(HttpToolsProtocol):
         """They came."""
         self._wait_no_more()
         super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        """Its body came."""
+        self._wait_no_more()
+        super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        """Wait for the rest of a body that nobody read."""
+        super().on_response_complete()
+        if self.cycle.response_complete and self.cycle.more_body:
+            self._deadline = self.loop.call_later(self._header_seconds, self.shutdown)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """They will not come."""
