@@ -9,6 +9,7 @@ from storyrec.errors import DataError, MissingPartition, SchemaMismatch
 from storyrec.logs.partitions import (
     day_number,
     encode,
+    find_gap,
     list_days,
     list_files,
     partition_key,
@@ -47,6 +48,13 @@ def test_files_in_other_folders_are_no_part_of_a_day(market: Market) -> None:
     assert list_files(market.logs, "product_clicks") == {DAY: [key]}
     assert read_partition(market.logs, "product_clicks", DAY).num_rows == 120
     assert read_days(market.logs, "product_clicks", [DAY]).table.num_rows == 120
+
+
+def test_a_missing_first_file_is_a_gap(market: Market) -> None:
+    keys = [f"impressions/dt={DAY}/part-{number}.parquet" for number in (1, 2)]
+    gap = find_gap(market.logs, "impressions", DAY, keys=keys)
+    assert gap is not None
+    assert gap.found == "1 of the day's files are missing: part-0.parquet"
 
 
 def test_a_corrupt_file_is_named(market: Market) -> None:
