@@ -33,8 +33,10 @@ def channel_to(champion: ServedBundle) -> Iterator[grpc.Channel]:
     start = partial(start_grpc, recommender_of(champion), host="127.0.0.1", port=port, max_body_bytes=20_000)
     with start_blocking_portal() as portal, grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
         server = portal.call(start)
-        yield channel
-        portal.call(server.stop, 0)
+        try:
+            yield channel
+        finally:  # a portal waits for the server for ever
+            portal.call(server.stop, 0)
 
 
 def request(candidate_ids: list[int], *, user_id: int = 7, raw: bool = False, **more: str) -> pb.ModelInferRequest:
