@@ -171,7 +171,8 @@ def _matches(
 
 
 def _service(name: str, views: list[FeatureView], meaning: str, *, consumer: str = "other teams") -> FeatureService:
-    return FeatureService(name=name, features=[*views], description=meaning, owner=OWNER, tags={"consumer": consumer})
+    tags = {"consumer": consumer, "owner": OWNER, "meaning": meaning}  # Feast's page of a service shows its tags alone
+    return FeatureService(name=name, features=[*views], description=meaning, owner=OWNER, tags=tags)
 
 
 def _services(name: str, views: tuple[FeatureView, FeatureView], meaning: str) -> tuple[FeatureService, ...]:

@@ -15,6 +15,7 @@ from storyrec.errors import DataError, MissingPartition
 from storyrec.features.build import build_features
 from storyrec.features.drift import Distribution, measure_drift, print_drift, require_stable, stability_index
 from storyrec.features.publish import publish_features
+from storyrec.terminal import table_console
 
 TRAILING = 3
 
@@ -106,7 +107,9 @@ def test_too_few_trailing_days_are_not_judged(world: World, config: Config) -> N
     require_stable(measure_drift(config, day=day_of(4)))
 
 
-def test_the_report_is_json_without_nan_and_is_shown_uncut(world: World, config: Config) -> None:
+def test_the_report_is_json_without_nan_and_is_shown_uncut(
+    world: World, config: Config, capsys: pytest.CaptureFixture[str]
+) -> None:
     build_features(config, day=day_of(4))
     report = measure_drift(config, day=day_of(4))
     text = (world.folder / f"work/features/drift/dt={day_of(4)}.json").read_text()
@@ -122,6 +125,9 @@ def test_the_report_is_json_without_nan_and_is_shown_uncut(world: World, config:
     screen = io.StringIO()
     print_drift(report, console=Console(file=screen, width=80))
     assert [found.name for found in report.distributions if f" {found.name} " not in screen.getvalue()] == []
+    print_drift(report, console=table_console())
+    logged = capsys.readouterr().out
+    assert ("…" in logged, "stability index" in logged) == (False, True)
 
 
 def test_a_day_that_is_not_built_is_refused(world: World, config: Config) -> None:

@@ -103,3 +103,7 @@ def test_feasts_own_page_shows_what_is_described(tmp_path: Path, catalog: Catalo
     for service in catalog.services.values():
         spec = client.get(f"/api/v1/feature_services/{service.name}", params={"project": store.project}).json()["spec"]
         assert (spec["owner"], spec["description"]) == (service.owner, service.meaning)
+        assert (spec["tags"]["owner"], spec["tags"]["meaning"]) == (
+            service.owner,
+            service.meaning,
+        )  # its page shows tags

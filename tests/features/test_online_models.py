@@ -319,6 +319,8 @@ def test_training_sets_name_the_model_of_each_label(world: World) -> None:
     assert join(world, [first, second, "unknown"], kind=pa.large_string()) == [first, second, None]
     with pytest.raises(DataError, match="asks for the current model, the first one in row 1"):
         join(world, [first, "current"])
+    with pytest.raises(DataError, match="asks for the current model, the first one in row 0"):
+        join(world, ["current"])
     with pytest.raises(SchemaMismatch, match="the models are of type int64"):
         join(world, [7])
 

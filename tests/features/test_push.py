@@ -68,6 +68,11 @@ def test_a_role_does_what_it_may_and_nobody_else_does_anything(server: Server) -
     before = server.stored()
     assert asked(server, "/get-online-features", reader) == 200
     assert asked(server, "/push", reader) == 403
+    wrong, as_reader = (
+        {"push_source_name": "product_clicks", "df": {"user_id": []}},
+        {"Authorization": f"Bearer {reader}"},
+    )
+    assert server.client.post("/push", json=wrong, headers=as_reader).status_code == 403
     assert asked(server, "/get-online-features", other) == 403
     assert asked(server, "/push", server.provider.token()) == 403
     for path in ("/push", "/get-online-features"):  # of a project without permissions, where Feast lets all in

@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 
 from storyrec.config import load_config, parse_day
-from storyrec.terminal import ConfigOption, DayOption, print_json
+from storyrec.terminal import ConfigOption, DayOption, print_json, table_console
 
 features_app = typer.Typer(help="Look into the feature store.", no_args_is_help=True)
 
@@ -198,7 +198,7 @@ def freshness(
     from storyrec.features.freshness import measure_freshness, print_freshness, require_kept
 
     found = measure_freshness(load_config(config), day=parse_day(day) if day else None)
-    print_freshness(found, console=Console(highlight=False))
+    print_freshness(found, console=table_console())
     require_kept(found)
 
 
@@ -208,7 +208,7 @@ def drift(day: DayOption, config: ConfigOption = None) -> None:
     from storyrec.features.drift import measure_drift, print_drift, require_stable
 
     report = measure_drift(load_config(config), day=parse_day(day))
-    print_drift(report, console=Console(highlight=False))
+    print_drift(report, console=table_console())
     require_stable(report)
 
 
