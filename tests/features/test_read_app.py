@@ -461,7 +461,18 @@ def test_a_plan_is_kept_while_the_registry_says_the_same(both: Both) -> None:
 
 
 @pytest.mark.parametrize("both", ["cluster"], indirect=True)
-def test_a_store_that_hangs_holds_up_lookups_alone(both: Both, redis_server: str) -> None:
+def test_a_store_that_hangs_holds_up_lookups_alone(
+    both: Both, redis_server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app, on_event_loop = both.faster.app, list[bool]()
+    app._careful_until = 0.0
+    read = app._reader.read
+
+    def noted(*arguments: Any, hurried: bool) -> Any:
+        on_event_loop.append(hurried)
+        return read(*arguments, hurried=hurried)
+
+    monkeypatch.setattr(app._reader, "read", noted)
     body = {"feature_service": "ranker_v1", "entities": {"user_id": [KNOWN[0]]}}
 
     def look_up() -> float:
@@ -478,6 +489,10 @@ def test_a_store_that_hangs_holds_up_lookups_alone(both: Both, redis_server: str
         assert both.faster.get("/health").status_code == 200
         assert time.monotonic() - started < 1
         assert waiting.result() > 1.5
+    look_up()  # for a while in a thread, whatever the store does
+    app._careful_until = 0.0
+    look_up()
+    assert on_event_loop[:4] == [True, False, False, True]
 
 
 def test_a_store_that_is_gone_is_asked_by_nobody_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
