@@ -102,7 +102,11 @@ class ServedBundle:
         Raises:
             StoryrecError: the registry or the new bundle cannot be used; what serves goes on.
         """
-        pointer = read_champion(self.registry)
+        try:
+            pointer = read_champion(self.registry)
+        except StoryrecError as error:
+            self.refused = error.found
+            raise
         if pointer is None:
             return False
         self.pointer = pointer
