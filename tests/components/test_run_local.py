@@ -113,11 +113,14 @@ def test_a_failed_component_gives_its_message_and_no_outcome(tmp_path: Path) -> 
 def test_a_day_runs_from_validated_logs_to_a_champion_and_its_poisoned_twin_does_not(tmp_path: Path) -> None:
     config = planted_config(tmp_path / "work")
     small = {"width": 16, "head_widths": (16, 8)}
+    # of a model that has hardly learned, on a machine that may be busy
+    lenient = {"min_users": 5, "min_per_user_auc": 0.0, "min_ndcg": 0.0, "max_log_loss_ratio": 2.0}
+    lenient |= {"max_calibration_error": 1.0, "max_latency_ms": 10_000.0}
     config = config.model_copy(
         update={
             "locations": config.locations.model_copy(update={"registry": str(tmp_path / "registry")}),
             "model": config.model.model_copy(update=small),
-            "gate": config.gate.model_copy(update={"min_users": 5, "min_per_user_auc": 0.0, "min_ndcg": 0.0}),
+            "gate": config.gate.model_copy(update=lenient),
         }
     )
     day = write_validated(tmp_path / "work", num_days=4, num_users=60, items_per_day=20)
